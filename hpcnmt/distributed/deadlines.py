@@ -1,0 +1,48 @@
+"""Waiting with a deadline: no endless wait anywhere, and the message names what was waited for.
+
+Only time in which this process itself was running counts: a poll that took longer than `longest_poll_s` means that the process was stopped
+(SIGSTOP, suspended machine), and counts as `longest_poll_s` only.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class DeadlineConfig:
+    """Limits of waiting, in increasing order."""
+
+    stall_warning_s: float = 30.0
+    peer_s: float = 300.0
+    job_s: float = 900.0
+    longest_poll_s: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.longest_poll_s < self.stall_warning_s < self.peer_s < self.job_s:
+            raise ValueError(
+                f"found deadlines longest_poll_s={self.longest_poll_s}, stall_warning_s={self.stall_warning_s}, peer_s={self.peer_s}, "
+                f"job_s={self.job_s}; expected 0 < longest_poll_s < stall_warning_s < peer_s < job_s"
+            )
+
+    def wait(self, what: str, done: Callable[[], bool], pause: Callable[[], None], limit_s: float | None = None) -> float:
+        """Polls `done` until it is true and returns the seconds waited; RuntimeError naming `what` after `limit_s` (default: peer_s)."""
+        limit_s = self.peer_s if limit_s is None else limit_s
+        begin = last = time.monotonic()
+        counted, warned = 0.0, False
+        while not done():
+            pause()
+            now = time.monotonic()
+            counted += min(now - last, self.longest_poll_s)
+            last = now
+            if counted > self.stall_warning_s and not warned:
+                warned = True
+                print(f"waiting for {what} since {counted:.0f} s (limit {limit_s:.0f} s)", flush=True)
+            if counted > limit_s:
+                raise RuntimeError(
+                    f"waited {counted:.0f} s for {what}, expected at most {limit_s:.0f} s: is that rank alive? "
+                    "raise training.deadlines.peer_s if it is only slow"
+                )
+        return time.monotonic() - begin

@@ -1,0 +1,145 @@
+"""The worker's side of the exchange: push a summed gradient to all shards, pull a whole replica, follow the cut.
+
+Push: data, flush, header, then the flag (= sequence number) last. A slot belongs to its worker again only after the shard's
+applied word says so. Pull: read the version, get its ring slot, read the version again; accept only if fewer than K-1 updates happened
+meanwhile, otherwise again (counted in `rejected_pulls`). All methods block: overlap comes from the
+helper thread of `worker.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from torch import Tensor
+
+from hpcnmt.distributed.deadlines import DeadlineConfig
+from hpcnmt.distributed.layout import (
+    APPLIED,
+    CUT,
+    FAREWELLS,
+    FLAG,
+    GLOBAL_WORDS,
+    HEAD,
+    HEADER_WORDS,
+    SNAPSHOT,
+    TAIL,
+    VERSION,
+    WORKER_WORDS,
+)  # fmt: skip
+from hpcnmt.distributed.message import Kind, PushHeader
+from hpcnmt.distributed.transport import Transport, Words
+
+
+@dataclass
+class Exchange:
+    """Exchange of worker `worker` with every shard over `transport`."""
+
+    transport: Transport
+    worker: int
+    deadlines: DeadlineConfig
+
+    def __post_init__(self) -> None:
+        layout = self.transport.layout
+        self.sequence = 0
+        self.versions = [-1] * layout.shards
+        self.global_words = 0
+        self.cut_raised = self.cut_marked = self.snapshot_read = 0
+        self.rejected_pulls = 0
+        self.wait_s = 0.0
+        self._slices = layout.slices()
+
+    def push(self, gradient: Tensor, header: PushHeader, computed_on: Sequence[int] | None = None) -> None:
+        """Sends `gradient` [parameters] and waits until every shard has applied it; `computed_on` = version of each shard's slice."""
+        self.start_push(gradient, header, computed_on)
+        self.finish_push()
+
+    def start_push(self, gradient: Tensor | None, header: PushHeader, computed_on: Sequence[int] | None = None) -> None:
+        """Puts data, header and flag; `gradient` may be reused only after `finish_push`."""
+        versions = self.versions if computed_on is None else computed_on
+        transport, block = self.transport, self.transport.layout.worker_block(self.worker)
+        if header.kind == Kind.GRADIENT and self.cut_raised > self.cut_marked:
+            self.cut_marked = self.cut_raised
+            header = replace(header, cut=self.cut_marked)
+        self.sequence += 1
+        for shard, (begin, end) in enumerate(self._slices):
+            if gradient is not None:
+                transport.put(shard, self.worker, gradient[begin:end])
+        for shard in range(len(self._slices)):
+            if gradient is not None:
+                transport.flush(shard)
+            fields = replace(header, version=versions[shard], snapshot_read=self.snapshot_read).pack()
+            words = np.zeros(WORKER_WORDS - HEAD, np.int64)
+            words[0], words[1 : 1 + len(fields)], words[TAIL - HEAD] = self.sequence, fields, self.sequence
+            transport.write_words(shard, block + HEAD, words)
+            transport.raise_flag(shard, block + FLAG, self.sequence)
+
+    def finish_push(self) -> None:
+        """Waits until every shard has applied the last push."""
+        offset = self.transport.layout.worker_block(self.worker) + APPLIED
+        for shard in range(len(self._slices)):
+            self.wait_s += self.deadlines.wait(
+                f"shard {shard} to apply push {self.sequence} of worker {self.worker}",
+                lambda shard=shard: int(self.transport.read_words(shard, offset, 1)[0]) == self.sequence,  # type: ignore[misc]
+                self.transport.pause,
+            )
+
+    def pull(self, replica: Tensor) -> None:
+        """Fills `replica` [parameters] with a published version of every shard and records the versions."""
+        words_seen = []
+        for shard, (begin, end) in enumerate(self._slices):
+            header = self._pull_slice(shard, replica[begin:end])
+            self.versions[shard] = int(header[VERSION])
+            words_seen.append(int(header[GLOBAL_WORDS]))
+            if shard == 0:
+                self.cut_raised = int(header[CUT])
+        self.global_words = min(words_seen)
+
+    def _pull_slice(self, shard: int, out: Tensor) -> Words:
+        slots = self.transport.layout.ring_slots
+        while True:
+            self.wait_s += self.deadlines.wait(
+                f"the first parameters on shard {shard}", lambda: int(self._header(shard)[VERSION]) >= 0, self.transport.pause
+            )
+            header = self._header(shard)
+            version = int(header[VERSION])
+            self.transport.get(shard, version % slots, out)
+            self.transport.flush(shard)
+            if int(self._header(shard)[VERSION]) - version <= slots - 2:
+                return header
+            self.rejected_pulls += 1
+
+    def _header(self, shard: int) -> Words:
+        return self.transport.read_words(shard, 0, HEADER_WORDS)
+
+    def snapshot_ready(self) -> int:
+        """Number of the newest snapshot that stands on all shards (0: none)."""
+        return min(int(self._header(shard)[SNAPSHOT]) for shard in range(len(self._slices)))
+
+    def read_snapshot(self, replica: Tensor) -> None:
+        """Fills `replica` [parameters] with the consistent cut last published; only worker 0 calls this."""
+        self.snapshot_read = self.snapshot_ready()
+        for shard, (begin, end) in enumerate(self._slices):
+            self.transport.get(shard, self.transport.layout.ring_slots, replica[begin:end])
+            self.transport.flush(shard)
+
+    def send_initial(self, parameters: Tensor) -> None:
+        """Worker 0 writes the initial parameters."""
+        self.push(parameters, PushHeader(Kind.INIT))
+
+    def farewell(self) -> None:
+        """The last message of this worker."""
+        self.start_push(None, PushHeader(Kind.FAREWELL))
+        self.finish_push()
+
+    def wait_for_farewells(self) -> None:
+        """Worker 0 waits until every worker has left, so that the final snapshot stands on all shards."""
+        layout = self.transport.layout
+        for shard in range(layout.shards):
+            self.deadlines.wait(
+                f"the farewell of all {layout.workers} workers on shard {shard}",
+                lambda shard=shard: int(self._header(shard)[FAREWELLS]) == layout.workers,  # type: ignore[misc]
+                self.transport.pause,
+                self.deadlines.job_s,
+            )

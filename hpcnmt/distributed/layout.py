@@ -1,0 +1,61 @@
+"""Who owns what: roles of the ranks, slices of the parameters, and the words of the control block.
+
+Invariants: slices are contiguous, tile [0, parameters) and differ by at most the last one (integer ceil-division); shards are the last
+ranks of the world, so worker w is rank w. Used by transports, shards and workers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+# Control words of one shard (int64). A block of header words, then one block for each worker.
+VERSION, GLOBAL_WORDS, CUT, SNAPSHOT, FAREWELLS = 0, 1, 2, 3, 4
+HEADER_WORDS = 8
+# Words of a worker's block: the flag is raised last; the sequence stands at both ends of the message.
+FLAG, APPLIED, HEAD, MESSAGE, TAIL = 0, 1, 2, 3, 15
+WORKER_WORDS = 16
+FINAL_SNAPSHOT = 2**62
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Sizes of one run: `parameters` split over `shards`, sent by `workers`, published in a ring of `ring_slots` versions."""
+
+    parameters: int
+    workers: int
+    shards: int
+    ring_slots: int = 4
+
+    def __post_init__(self) -> None:
+        for name in ("parameters", "workers", "shards"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
+        if self.ring_slots < 3:
+            raise ValueError(f"ring_slots is {self.ring_slots}, expected at least 3 (a pull must survive one update)")
+        if any(begin >= end for begin, end in self.slices()):
+            raise ValueError(
+                f"found {self.shards} shards for {self.parameters} parameters, expected a non-empty slice for each: use fewer --shards"
+            )
+
+    def slices(self) -> list[tuple[int, int]]:
+        """[begin, end) of every shard's slice."""
+        width = -(-self.parameters // self.shards)
+        return [(min(s * width, self.parameters), min((s + 1) * width, self.parameters)) for s in range(self.shards)]
+
+    def slice_size(self, shard: int) -> int:
+        """Number of parameters in the slice of `shard`."""
+        begin, end = self.slices()[shard]
+        return end - begin
+
+    @property
+    def control_words(self) -> int:
+        """Length of one shard's control block in int64 words."""
+        return HEADER_WORDS + WORKER_WORDS * self.workers
+
+    def worker_block(self, worker: int) -> int:
+        """First control word of `worker`."""
+        return HEADER_WORDS + WORKER_WORDS * worker
+
+    def shard_bytes(self, shard: int) -> int:
+        """Window memory of one shard: inbox, ring, snapshot slot, control."""
+        return 4 * self.slice_size(shard) * (self.workers + self.ring_slots + 1) + 8 * self.control_words

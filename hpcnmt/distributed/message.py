@@ -1,0 +1,44 @@
+"""What stands in the header of a push, and its packing into int64 control words."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from enum import IntEnum
+
+
+class Kind(IntEnum):
+    """What a push carries."""
+
+    GRADIENT = 1
+    INIT = 2
+    FAREWELL = 3
+
+
+@dataclass(frozen=True)
+class PushHeader:
+    """Header of one push: counts of the window and the version (of this shard) that the gradient was computed on."""
+
+    kind: Kind
+    target_words: int = 0
+    source_words: int = 0
+    sentences: int = 0
+    loss_sum: float = 0.0
+    version: int = -1
+    cut: int = 0
+    snapshot_read: int = 0
+
+    def pack(self) -> list[int]:
+        """The header as eight int64 words."""
+        loss_bits = struct.unpack("<q", struct.pack("<d", self.loss_sum))[0]
+        return [
+            int(self.kind), self.target_words, self.source_words, self.sentences,
+            loss_bits, self.version, self.cut, self.snapshot_read,
+        ]  # fmt: skip
+
+    @classmethod
+    def unpack(cls, words: list[int]) -> PushHeader:
+        """Inverse of `pack`."""
+        kind, target_words, source_words, sentences, loss_bits, version, cut, snapshot_read = words[:8]
+        loss_sum = struct.unpack("<d", struct.pack("<q", loss_bits))[0]
+        return cls(Kind(kind), target_words, source_words, sentences, loss_sum, version, cut, snapshot_read)

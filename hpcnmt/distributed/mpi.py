@@ -1,0 +1,163 @@
+"""MPI windows: the transport of a real run, and the main loop of a shard rank.
+
+Windows come from MPI.Win.Allocate only (zero bytes on workers) and stay in one passive epoch for the whole run. The shard touches its own
+memory alone and calls Iprobe for progress; workers Rput, Rget, Flush and Accumulate(REPLACE). No blocking collective: start and end use
+Ibarrier with Test and sleep, because blocking calls burn the core of an oversubscribed machine.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any, cast
+
+import numpy as np
+import torch
+from mpi4py import MPI
+from torch import Tensor
+
+from hpcnmt.distributed.deadlines import DeadlineConfig
+from hpcnmt.distributed.layout import Layout
+from hpcnmt.distributed.shard import Shard, ShardConfig
+from hpcnmt.distributed.transport import ShardMemory, Words
+
+CHUNK_FLOATS = 1 << 20
+POLL_S = 2e-4
+IDLE_NAP_S = 3e-4
+SPIN_POLLS = 50
+
+
+def expected_world_size() -> int | None:
+    """Number of ranks the launcher meant to start, read from its environment; None without a launcher."""
+    for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"):
+        if os.environ.get(name, "").isdigit():
+            return int(os.environ[name])
+    return None
+
+
+def check_world(workers: int, shards: int) -> None:
+    """Raises RuntimeError when the world is not one world of `workers` + `shards` ranks (silent singletons included)."""
+    found, expected = MPI.COMM_WORLD.size, workers + shards
+    launched = expected_world_size()
+    if found == 1 and launched is not None and launched > 1:
+        raise RuntimeError(
+            f"found a world of 1 rank although the launcher started {launched}: the MPI library does not speak the launcher's protocol; "
+            "use srun --mpi=pmi2 with MPICH, srun --mpi=pmix with Open MPI, or the mpiexec of the same installation"
+        )
+    if found != expected:
+        raise RuntimeError(
+            f"found a world of {found} ranks, expected {workers} workers + {shards} shards = {expected}: "
+            f"start {expected} ranks or change the number of workers or shards"
+        )
+    if MPI.Query_thread() < MPI.THREAD_SERIALIZED:
+        raise RuntimeError("the MPI library grants no MPI_THREAD_SERIALIZED, which the exchange thread needs: use another MPI build")
+
+
+def check_memory(layout: Layout) -> None:
+    """Raises RuntimeError when the shards of this host would not fit into /dev/shm (where one-node windows live)."""
+    needed = sum(layout.shard_bytes(shard) for shard in range(layout.shards))
+    free = os.statvfs("/dev/shm").f_bavail * os.statvfs("/dev/shm").f_frsize if os.path.isdir("/dev/shm") else needed
+    if needed > free:
+        raise RuntimeError(
+            f"the shards need {needed / 1e6:.0f} MB of window memory, found {free / 1e6:.0f} MB free in /dev/shm: "
+            "use a smaller model, fewer workers, a smaller ring_slots, or more nodes"
+        )
+
+
+class MpiWindows:
+    """Allocates the three windows on all ranks and is a worker's transport (see transport.Transport)."""
+
+    def __init__(self, layout: Layout, deadlines: DeadlineConfig) -> None:
+        self.layout, self.deadlines = layout, deadlines
+        self.comm = MPI.COMM_WORLD
+        self.shard_index = self.comm.rank - layout.workers  # negative on workers
+        mine = self.shard_index >= 0
+        size = layout.slice_size(self.shard_index) if mine else 0
+        self.inbox = MPI.Win.Allocate(4 * size * layout.workers, 4, comm=self.comm)
+        self.ring = MPI.Win.Allocate(4 * size * (layout.ring_slots + 1), 4, comm=self.comm)
+        self.control = MPI.Win.Allocate(8 * layout.control_words if mine else 0, 8, comm=self.comm)
+        self.windows = (self.inbox, self.ring, self.control)
+        self._requests: dict[int, list[MPI.Request]] = {shard: [] for shard in range(layout.shards)}
+        self.memory: ShardMemory | None = None
+        if mine:
+            inbox, ring = (torch.from_numpy(np.frombuffer(cast(Any, w.tomemory()), np.float32)) for w in (self.inbox, self.ring))
+            words: Words = np.frombuffer(cast(Any, self.control.tomemory()), np.int64)
+            self.memory = ShardMemory.view(layout, self.shard_index, inbox, ring, words)
+        for window in self.windows:
+            window.Lock_all()
+        self.control.Sync()
+        self.barrier("the start of all ranks")
+
+    def _rank(self, shard: int) -> int:
+        return self.layout.workers + shard
+
+    def put(self, shard: int, worker: int, data: Tensor) -> None:
+        self._transfer(self.inbox.Rput, shard, worker * self.layout.slice_size(shard), data)
+
+    def get(self, shard: int, slot: int, out: Tensor) -> None:
+        self._transfer(self.ring.Rget, shard, slot * self.layout.slice_size(shard), out)
+
+    def _transfer(self, operation: Any, shard: int, offset: int, data: Tensor) -> None:
+        flat = data.numpy()
+        for begin in range(0, flat.size, CHUNK_FLOATS):
+            chunk = flat[begin : begin + CHUNK_FLOATS]
+            target = (offset + begin, chunk.size, MPI.FLOAT)
+            self._requests[shard].append(operation([chunk, MPI.FLOAT], self._rank(shard), target=target))
+
+    def flush(self, shard: int) -> None:
+        requests = self._requests[shard]
+        self.deadlines.wait(f"data transfer with shard {shard}", lambda: bool(MPI.Request.Testall(requests)), self.pause)
+        requests.clear()
+        self.inbox.Flush(self._rank(shard))
+        self.ring.Flush(self._rank(shard))
+
+    def write_words(self, shard: int, offset: int, words: Words) -> None:
+        self.control.Put([words, MPI.LONG], self._rank(shard), target=(offset, words.size, MPI.LONG))
+        self.control.Flush(self._rank(shard))
+
+    def raise_flag(self, shard: int, offset: int, sequence: int) -> None:
+        word = np.array([sequence], np.int64)
+        self.control.Accumulate([word, MPI.LONG], self._rank(shard), target=(offset, 1, MPI.LONG), op=MPI.REPLACE)
+        self.control.Flush(self._rank(shard))
+
+    def read_words(self, shard: int, offset: int, count: int) -> Words:
+        out: Words = np.empty(count, np.int64)
+        nothing: Words = np.zeros(count, np.int64)
+        target = (offset, count, MPI.LONG)
+        self.control.Get_accumulate([nothing, MPI.LONG], [out, MPI.LONG], self._rank(shard), target=target, op=MPI.NO_OP)
+        self.control.Flush(self._rank(shard))
+        return out
+
+    def pause(self) -> None:
+        time.sleep(POLL_S)
+
+    def barrier(self, what: str) -> None:
+        """A nonblocking barrier with sleep and deadline; only at start and end."""
+        request = self.comm.Ibarrier()
+        self.deadlines.wait(what, lambda: bool(request.Test()), self.pause, self.deadlines.job_s)
+
+    def serve(self, config: ShardConfig) -> Shard:
+        """The whole life of a shard rank: serves until every worker has said farewell."""
+        if self.memory is None:
+            raise RuntimeError(f"rank {self.comm.rank} is a worker and owns no shard memory")
+        shard = Shard(self.shard_index, self.layout, config, self.memory)
+        idle = 0
+        while not shard.finished:
+            self.comm.Iprobe()
+            for window in self.windows:
+                window.Sync()
+            worked = shard.serve_once()
+            self.ring.Sync()
+            self.control.Sync()
+            idle = 0 if worked else idle + 1
+            if idle > SPIN_POLLS:
+                time.sleep(IDLE_NAP_S)
+        return shard
+
+    def free(self) -> None:
+        """Orderly end on all ranks: agree, close the epochs, free the windows."""
+        self.barrier("the end of all ranks")
+        self.memory = None
+        for window in self.windows:
+            window.Unlock_all()
+            window.Free()

@@ -1,0 +1,1 @@
+"""Flat parameters, Adam, learning-rate schedule: everything that changes parameters, free of models and ranks."""

