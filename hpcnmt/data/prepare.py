@@ -1,0 +1,107 @@
+"""`prepare`: text -> vocabulary and memory-mapped corpus, with filters that say what they dropped.
+
+Everything is written into a temporary folder beside the result and renamed at the end: nothing half-written, nothing overwritten.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from hpcnmt.data.corpus import FORMAT_VERSION, write_split
+from hpcnmt.data.textio import read_parallel
+from hpcnmt.data.vocabulary import Vocabulary, train_vocabulary
+
+
+@dataclass(frozen=True)
+class PrepareConfig:
+    """What to prepare, and the filters on training pairs (lengths in pieces)."""
+
+    train_source: Path
+    train_target: Path
+    valid_source: Path
+    valid_target: Path
+    out: Path
+    vocabulary_size: int = 4000
+    max_length: int = 100
+    max_length_ratio: float = 4.0
+
+
+@dataclass(frozen=True)
+class PrepareReport:
+    """What was kept and dropped."""
+
+    train_pairs: int
+    valid_pairs: int
+    vocabulary_size: int
+    dropped: dict[str, int]
+
+
+def drop_reason(source_length: int, target_length: int, config: PrepareConfig) -> str | None:
+    """Why a training pair is dropped; None = kept."""
+    if not source_length or not target_length:
+        return "empty"
+    if max(source_length, target_length) > config.max_length:
+        return "too long"
+    # short pairs have wild ratios by nature: two pieces of slack on both sides
+    if max(source_length + 2, target_length + 2) > config.max_length_ratio * min(source_length + 2, target_length + 2):
+        return "length ratio"
+    return None
+
+
+def prepare(config: PrepareConfig) -> PrepareReport:
+    """Writes the prepared folder. Raises ValueError for missing or misaligned files, an existing folder, or nothing left to train on."""
+    if config.out.exists():
+        raise ValueError(f"{config.out} exists already, expected a new folder: choose another --out or remove it")
+    train = read_parallel(config.train_source, config.train_target)
+    valid = read_parallel(config.valid_source, config.valid_target)
+    for number, pair in enumerate(valid, 1):
+        for path, line in zip((config.valid_source, config.valid_target), pair, strict=True):
+            if not line.strip():
+                raise ValueError(f"{path}:{number}: found an empty line, expected a sentence: validation text is never filtered")
+    config.out.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{config.out.name}.", dir=config.out.parent))
+    try:
+        report = _write(config, train, valid, work)
+        work.chmod(0o755)
+        work.rename(config.out)
+    finally:
+        if work.exists():
+            shutil.rmtree(work)
+    return report
+
+
+def _write(config: PrepareConfig, train: list[tuple[str, str]], valid: list[tuple[str, str]], work: Path) -> PrepareReport:
+    text = [line for pair in train for line in pair if line.strip()]
+    if not text:
+        raise ValueError(f"found only empty lines in {config.train_source} and {config.train_target}, expected sentences")
+    train_vocabulary(text, work / "vocab.model", config.vocabulary_size)
+    vocabulary = Vocabulary(work / "vocab.model")
+    dropped: Counter[str] = Counter()
+    kept: dict[str, list[list[int]]] = {"source": [], "target": []}
+    for source, target in zip(*(vocabulary.encode([pair[side] for pair in train]) for side in (0, 1)), strict=True):
+        reason = drop_reason(len(source), len(target), config)
+        if reason:
+            dropped[reason] += 1
+        else:
+            kept["source"].append(source)
+            kept["target"].append(target)
+    if not kept["source"]:
+        raise ValueError(f"no training pair is left of {len(train)} (dropped: {dict(dropped)}): loosen --max-length or --max-length-ratio")
+    valid_ids = {side: vocabulary.encode([pair[index] for pair in valid]) for index, side in enumerate(("source", "target"))}
+    splits = {
+        "train": write_split(work, "train", kept, vocabulary.size),
+        "valid": write_split(work, "valid", valid_ids, vocabulary.size),
+    }
+    for index, side in enumerate(("source", "target")):
+        (work / f"valid.{side}.txt").write_text("".join(pair[index] + "\n" for pair in valid), "utf-8")
+    description = {
+        "format_version": FORMAT_VERSION, "vocabulary_size": vocabulary.size, "vocabulary_digest": vocabulary.digest,
+        "splits": splits, "dropped": dict(dropped),
+    }  # fmt: skip
+    (work / "corpus.json").write_text(json.dumps(description, indent=2) + "\n", "utf-8")
+    return PrepareReport(len(kept["source"]), len(valid), vocabulary.size, dict(dropped))

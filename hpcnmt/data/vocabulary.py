@@ -1,0 +1,50 @@
+"""The sentencepiece vocabulary. Ids: PAD 0, UNK 1, BOS 2, EOS 3. Trained by `prepare`, loaded by training and inference."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+
+import sentencepiece
+
+PAD, UNK, BOS, EOS = 0, 1, 2, 3
+
+
+def train_vocabulary(lines: Iterable[str], path: Path, size: int) -> None:
+    """Trains a unigram model of at most `size` pieces and writes it to `path` (single-threaded, so that it is reproducible)."""
+    if size < 8:
+        raise ValueError(f"found a vocabulary size of {size}, expected at least 8")
+    with path.open("wb") as stream:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(lines), model_writer=stream, vocab_size=size, hard_vocab_limit=False, character_coverage=1.0,
+            pad_id=PAD, unk_id=UNK, bos_id=BOS, eos_id=EOS, num_threads=1, minloglevel=2, input_sentence_size=1_000_000,
+            shuffle_input_sentence=False,
+        )  # fmt: skip
+
+
+class Vocabulary:
+    """A trained vocabulary."""
+
+    def __init__(self, path: Path) -> None:
+        if not path.is_file():
+            raise ValueError(f"found no vocabulary {path}, expected a sentencepiece model: run hpcnmt prepare first")
+        data = path.read_bytes()
+        self.digest = hashlib.sha256(data).hexdigest()
+        try:
+            self._model = sentencepiece.SentencePieceProcessor(model_proto=data)
+        except RuntimeError as error:
+            raise ValueError(f"{path} is not a sentencepiece model: run hpcnmt prepare again") from error
+        self.size: int = self._model.vocab_size()
+        if (self._model.pad_id(), self._model.unk_id(), self._model.bos_id(), self._model.eos_id()) != (PAD, UNK, BOS, EOS):
+            raise ValueError(f"{path} has other special ids than PAD 0, UNK 1, BOS 2, EOS 3: train it with hpcnmt prepare")
+
+    def encode(self, lines: list[str]) -> list[list[int]]:
+        """Ids of every line, without BOS and EOS."""
+        ids: list[list[int]] = self._model.encode(lines)
+        return ids
+
+    def decode(self, ids: list[int]) -> str:
+        """Text of one sequence of ids."""
+        text: str = self._model.decode(ids)
+        return text
