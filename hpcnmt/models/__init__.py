@@ -1,0 +1,1 @@
+"""Translation models. They know nothing of ranks, data files or configuration files."""
