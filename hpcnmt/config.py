@@ -1,0 +1,82 @@
+"""Recipes: strict YAML into nested frozen dataclasses. An unknown key is an error that names the nearest one."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import typing
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+
+T = TypeVar("T")
+RECIPES = Path(__file__).parent / "recipes"
+Mapping = dict[str, Any]
+
+
+def _nearest(name: str, names: list[str]) -> str:
+    close = difflib.get_close_matches(name, names, 1)
+    return f"did you mean {close[0]!r}? " if close else ""
+
+
+def from_mapping(cls: type[T], mapping: object, path: str = "") -> T:
+    """Builds the dataclass `cls` from `mapping`. Raises ValueError for unknown keys and values of the wrong type."""
+    if not isinstance(mapping, dict):
+        raise ValueError(f"found {mapping!r} for {path or 'the recipe'}, expected a mapping of options")
+    hints = typing.get_type_hints(cls)
+    names = [field.name for field in dataclasses.fields(typing.cast(Any, cls))]
+    for key in mapping:
+        if key not in names:
+            raise ValueError(f"found the unknown option {path}{key}: {_nearest(str(key), names)}valid here: {', '.join(names)}")
+    return cls(**{key: _value(hints[key], value, f"{path}{key}") for key, value in mapping.items()})
+
+
+def _value(expected: Any, value: Any, path: str) -> Any:
+    if dataclasses.is_dataclass(expected):
+        return from_mapping(typing.cast(Any, expected), value, f"{path}.")
+    if typing.get_origin(expected) is Literal:
+        choices = typing.get_args(expected)
+        if value in choices and type(value) in {type(c) for c in choices}:
+            return value
+        raise ValueError(f"found {value!r} for {path}, expected one of {', '.join(map(repr, choices))}")
+    if expected is float and not isinstance(value, bool):
+        try:
+            return float(value)  # YAML reads 1e-3 as text
+        except (TypeError, ValueError):
+            pass
+    elif type(value) is expected:
+        return value
+    raise ValueError(f"found {value!r} for {path}, expected a value of type {getattr(expected, '__name__', expected)}")
+
+
+def load_recipe(name: str) -> Mapping:
+    """A shipped recipe by name, or a YAML file by path."""
+    shipped = sorted(path.stem for path in RECIPES.glob("*.yaml"))
+    path = RECIPES / f"{name}.yaml" if name in shipped else Path(name)
+    if not path.is_file():
+        raise ValueError(f"found no recipe {name!r}: {_nearest(name, shipped)}shipped: {', '.join(shipped)}; or a YAML file")
+    try:
+        mapping = yaml.safe_load(path.read_text("utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(mapping, dict):
+        raise ValueError(f"found {type(mapping).__name__} in {path}, expected a mapping of options")
+    return mapping
+
+
+def override(mapping: Mapping, settings: list[str]) -> Mapping:
+    """`mapping` with every "a.b=value" of `settings` set; values are YAML."""
+    result: Mapping = {key: dict(value) if isinstance(value, dict) else value for key, value in mapping.items()}
+    for setting in settings:
+        name, equals, text = setting.partition("=")
+        if not equals or not name:
+            raise ValueError(f"found --set {setting!r}, expected --set SECTION.OPTION=VALUE")
+        *sections, last = name.split(".")
+        place = result
+        for section in sections:
+            place = place.setdefault(section, {})
+            if not isinstance(place, dict):
+                raise ValueError(f"found --set {setting!r}, but {section} is not a section")
+        place[last] = yaml.safe_load(text)
+    return result
