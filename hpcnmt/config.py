@@ -35,6 +35,10 @@ def from_mapping(cls: type[T], mapping: object, path: str = "") -> T:
 def _value(expected: Any, value: Any, path: str) -> Any:
     if dataclasses.is_dataclass(expected):
         return from_mapping(typing.cast(Any, expected), value, f"{path}.")
+    if typing.get_origin(expected) is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise ValueError(f"found {value!r} for {path}, expected a list")
+        return tuple(_value(typing.get_args(expected)[0], element, f"{path}[{i}]") for i, element in enumerate(value))
     if typing.get_origin(expected) is Literal:
         choices = typing.get_args(expected)
         if value in choices and type(value) in {type(c) for c in choices}:

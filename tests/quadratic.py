@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 from hpcnmt.distributed.worker import BatchCounts, clip_sum_
-from hpcnmt.optim.adam import Adam, AdamConfig
+from hpcnmt.optim.adam import AdamConfig
 from hpcnmt.optim.schedule import ScheduleConfig
+from hpcnmt.optim.update import Update, UpdateConfig
 
 SIZE = 1003
 SCHEDULE = ScheduleConfig(learning_rate=0.05, warmup_words=200, reference_words=20)
-ADAM = AdamConfig()
+UPDATE = UpdateConfig(AdamConfig(), SCHEDULE)
 
 
 def initial() -> Tensor:
@@ -37,11 +38,25 @@ def batches(replica: Tensor, accumulator: Tensor, worker: int) -> Callable[[], B
 def plain_loop(steps: int, delay: int = 1, clip_norm: float = 1.0) -> Tensor:
     """The single-process loop that one worker with one shard must equal bit for bit."""
     replica, accumulator = initial(), torch.zeros(SIZE)
-    compute, adam, seen = batches(replica, accumulator, 0), Adam(SIZE, ADAM), 0
+    compute, update = batches(replica, accumulator, 0), Update(SIZE, UPDATE)
     for _ in range(steps):
         accumulator.zero_()
         words = sum(compute().target_words for _ in range(delay))
         clip_sum_(accumulator, words, clip_norm)
-        seen += words
-        adam.step(replica, accumulator / words, SCHEDULE.at(seen, words))
+        update.apply(replica, accumulator, words)
     return replica
+
+
+def gradients(workers: int) -> Callable[[int, Tensor, Tensor], BatchCounts]:
+    """The same batches as `batches`, for virtual time and scripts."""
+    replicas, accumulators = torch.empty(workers, SIZE), torch.empty(workers, SIZE)
+    computes = [batches(replicas[w], accumulators[w], w) for w in range(workers)]
+
+    def gradient_of(worker: int, replica: Tensor, accumulator: Tensor) -> BatchCounts:
+        replicas[worker].copy_(replica)
+        accumulators[worker].zero_()
+        counts = computes[worker]()
+        accumulator.add_(accumulators[worker])
+        return counts
+
+    return gradient_of

@@ -20,6 +20,14 @@ def open_binary(path: Path) -> IO[bytes]:
     return path.open("rb")
 
 
+def decode_line(raw: bytes, name: str, number: int) -> str:
+    """One line as text without its newline; ValueError with `name` and line `number` where it is not UTF-8."""
+    try:
+        return raw.decode("utf-8").rstrip("\r\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{name}:{number}: found bytes that are not UTF-8 ({error.reason}): convert the text to UTF-8") from error
+
+
 def read_lines(path: Path) -> Iterator[str]:
     """Lines of `path` without their newline. Raises ValueError with file and line where the text is not UTF-8 or the archive is broken."""
     number = 0
@@ -27,9 +35,7 @@ def read_lines(path: Path) -> Iterator[str]:
         with open_binary(path) as stream:
             for raw in stream:
                 number += 1
-                yield raw.decode("utf-8").rstrip("\r\n")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}:{number}: found bytes that are not UTF-8 ({error.reason}): convert the file to UTF-8") from error
+                yield decode_line(raw, str(path), number)
     except (EOFError, gzip.BadGzipFile, lzma.LZMAError) as error:
         raise ValueError(f"{path}: found a broken archive after line {number} ({error}): fetch the file again") from error
 

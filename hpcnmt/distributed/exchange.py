@@ -18,12 +18,14 @@ from hpcnmt.distributed.deadlines import DeadlineConfig
 from hpcnmt.distributed.layout import (
     APPLIED,
     CUT,
-    FAREWELLS,
+    FINAL_SNAPSHOT,
     FLAG,
     GLOBAL_WORDS,
     HEAD,
     HEADER_WORDS,
     SNAPSHOT,
+    SNAPSHOT_WORDS,
+    STOP,
     TAIL,
     VERSION,
     WORKER_WORDS,
@@ -46,6 +48,10 @@ class Exchange:
         self.versions = [-1] * layout.shards
         self.global_words = 0
         self.cut_raised = self.cut_marked = self.snapshot_read = 0
+        self.snapshot_words = 0  # global target words of the snapshot last read
+        self.snapshot_available = 0  # newest snapshot seen on all shards at the last pull
+        self.stopped = False  # worker 0 has asked all to end
+        self.ask_to_stop = False  # set by worker 0: goes out with its next push
         self.rejected_pulls = 0
         self.wait_s = 0.0
         self._slices = layout.slices()
@@ -69,7 +75,7 @@ class Exchange:
         for shard in range(len(self._slices)):
             if gradient is not None:
                 transport.flush(shard)
-            fields = replace(header, version=versions[shard], snapshot_read=self.snapshot_read).pack()
+            fields = replace(header, version=versions[shard], snapshot_read=self.snapshot_read, stop=int(self.ask_to_stop)).pack()
             words = np.zeros(WORKER_WORDS - HEAD, np.int64)
             words[0], words[1 : 1 + len(fields)], words[TAIL - HEAD] = self.sequence, fields, self.sequence
             transport.write_words(shard, block + HEAD, words)
@@ -87,14 +93,16 @@ class Exchange:
 
     def pull(self, replica: Tensor) -> None:
         """Fills `replica` [parameters] with a published version of every shard and records the versions."""
-        words_seen = []
+        words_seen, snapshots = [], []
         for shard, (begin, end) in enumerate(self._slices):
             header = self._pull_slice(shard, replica[begin:end])
             self.versions[shard] = int(header[VERSION])
             words_seen.append(int(header[GLOBAL_WORDS]))
+            snapshots.append(int(header[SNAPSHOT]))
             if shard == 0:
                 self.cut_raised = int(header[CUT])
-        self.global_words = min(words_seen)
+                self.stopped = bool(header[STOP])
+        self.global_words, self.snapshot_available = min(words_seen), min(snapshots)
 
     def _pull_slice(self, shard: int, out: Tensor) -> Words:
         slots = self.transport.layout.ring_slots
@@ -113,13 +121,10 @@ class Exchange:
     def _header(self, shard: int) -> Words:
         return self.transport.read_words(shard, 0, HEADER_WORDS)
 
-    def snapshot_ready(self) -> int:
-        """Number of the newest snapshot that stands on all shards (0: none)."""
-        return min(int(self._header(shard)[SNAPSHOT]) for shard in range(len(self._slices)))
-
     def read_snapshot(self, replica: Tensor) -> None:
         """Fills `replica` [parameters] with the consistent cut last published; only worker 0 calls this."""
-        self.snapshot_read = self.snapshot_ready()
+        self.snapshot_words = int(self._header(0)[SNAPSHOT_WORDS])
+        self.snapshot_read = min(int(self._header(shard)[SNAPSHOT]) for shard in range(len(self._slices)))
         for shard, (begin, end) in enumerate(self._slices):
             self.transport.get(shard, self.transport.layout.ring_slots, replica[begin:end])
             self.transport.flush(shard)
@@ -139,7 +144,7 @@ class Exchange:
         for shard in range(layout.shards):
             self.deadlines.wait(
                 f"the farewell of all {layout.workers} workers on shard {shard}",
-                lambda shard=shard: int(self._header(shard)[FAREWELLS]) == layout.workers,  # type: ignore[misc]
+                lambda shard=shard: int(self._header(shard)[SNAPSHOT]) == FINAL_SNAPSHOT,  # type: ignore[misc]
                 self.transport.pause,
                 self.deadlines.job_s,
             )

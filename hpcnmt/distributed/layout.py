@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 # Control words of one shard (int64). A block of header words, then one block for each worker.
-VERSION, GLOBAL_WORDS, CUT, SNAPSHOT, FAREWELLS = 0, 1, 2, 3, 4
+VERSION, GLOBAL_WORDS, CUT, SNAPSHOT, FAREWELLS, STOP, SNAPSHOT_WORDS = 0, 1, 2, 3, 4, 5, 6
 HEADER_WORDS = 8
 # Words of a worker's block: the flag is raised last; the sequence stands at both ends of the message.
 FLAG, APPLIED, HEAD, MESSAGE, TAIL = 0, 1, 2, 3, 15

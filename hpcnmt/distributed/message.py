@@ -27,18 +27,20 @@ class PushHeader:
     version: int = -1
     cut: int = 0
     snapshot_read: int = 0
+    stop: int = 0
+    """1: worker 0 asks every worker to end (early stopping)."""
 
     def pack(self) -> list[int]:
-        """The header as eight int64 words."""
+        """The header as nine int64 words."""
         loss_bits = struct.unpack("<q", struct.pack("<d", self.loss_sum))[0]
         return [
             int(self.kind), self.target_words, self.source_words, self.sentences,
-            loss_bits, self.version, self.cut, self.snapshot_read,
+            loss_bits, self.version, self.cut, self.snapshot_read, self.stop,
         ]  # fmt: skip
 
     @classmethod
     def unpack(cls, words: list[int]) -> PushHeader:
         """Inverse of `pack`."""
-        kind, target_words, source_words, sentences, loss_bits, version, cut, snapshot_read = words[:8]
+        kind, target_words, source_words, sentences, loss_bits, version, cut, snapshot_read, stop = words[:9]
         loss_sum = struct.unpack("<d", struct.pack("<q", loss_bits))[0]
-        return cls(Kind(kind), target_words, source_words, sentences, loss_sum, version, cut, snapshot_read)
+        return cls(Kind(kind), target_words, source_words, sentences, loss_sum, version, cut, snapshot_read, stop)

@@ -136,11 +136,11 @@ class MpiWindows:
         request = self.comm.Ibarrier()
         self.deadlines.wait(what, lambda: bool(request.Test()), self.pause, self.deadlines.job_s)
 
-    def serve(self, config: ShardConfig) -> Shard:
+    def serve(self, config: ShardConfig, shard_class: type[Shard] = Shard) -> Shard:
         """The whole life of a shard rank: serves until every worker has said farewell."""
         if self.memory is None:
             raise RuntimeError(f"rank {self.comm.rank} is a worker and owns no shard memory")
-        shard = Shard(self.shard_index, self.layout, config, self.memory)
+        shard = shard_class(self.shard_index, self.layout, config, self.memory)
         idle = 0
         while not shard.finished:
             self.comm.Iprobe()

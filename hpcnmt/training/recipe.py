@@ -1,46 +1,61 @@
-"""The configuration of a training run, and its run folder: config.json, vocab.model, metrics.jsonl, model.safetensors (the best)."""
+"""The configuration of a training run: one frozen dataclass for each section of a recipe, and the checks across sections."""
 
 from __future__ import annotations
 
-import json
-import shutil
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
-
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from typing import Any, Literal
 
 from hpcnmt.config import from_mapping
 from hpcnmt.data.loader import LoaderConfig
-from hpcnmt.data.vocabulary import Vocabulary
 from hpcnmt.distributed.deadlines import DeadlineConfig
+from hpcnmt.distributed.virtual import ClockConfig
 from hpcnmt.distributed.worker import WorkerConfig
-from hpcnmt.models.build import build_model
-from hpcnmt.models.seq2seq import ModelConfig, Seq2Seq
+from hpcnmt.models.seq2seq import ModelConfig
 from hpcnmt.optim.adam import AdamConfig
 from hpcnmt.optim.schedule import ScheduleConfig
+from hpcnmt.optim.update import UpdateConfig
+
+Metric = Literal["cross_entropy", "bleu", "chrf"]
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """Length of the run and validation, on global target words."""
+    """Mode and length of the run."""
 
+    mode: Literal["async", "plain", "virtual"] = "async"
+    """async: workers and shards over MPI; plain: one process without an engine; virtual: logical workers in one process, simulated time."""
     max_target_words: int = 1_000_000
-    validate_every_words: int = 200_000
-    ema_decay: float = 0.0
+    ema_alpha: float = 0.0
     seed: int = 1
     threads: int = 1
-    """Torch threads of a worker."""
+    """Torch threads of each worker."""
+    ring_slots: int = 4
+    """Versions a shard keeps published; more where pulls are rejected often."""
 
     def __post_init__(self) -> None:
-        for name in ("max_target_words", "validate_every_words", "threads"):
+        for name in ("max_target_words", "threads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"training.{name} is {getattr(self, name)}, expected at least 1")
-        if not 0.0 <= self.ema_decay < 1.0:
-            raise ValueError(f"training.ema_decay is {self.ema_decay}, expected at least 0 (off) and less than 1")
+
+
+@dataclass(frozen=True)
+class ValidationConfig:
+    """When and how to validate, and when to stop early."""
+
+    every_words: int = 200_000
+    """Global target words between two validations."""
+    beam: int = 1
+    patience: int = 0
+    """Validations without a new best in ANY of `stop_on` before training stops; 0 = never."""
+    stop_on: tuple[Metric, ...] = ("cross_entropy",)
+    keep_best_by: Metric = "cross_entropy"
+
+    def __post_init__(self) -> None:
+        if self.every_words < 1 or self.beam < 1 or self.patience < 0:
+            raise ValueError(
+                f"found validation.every_words={self.every_words}, beam={self.beam}, patience={self.patience}; "
+                "expected every_words and beam of at least 1 and patience of at least 0"
+            )
 
 
 @dataclass(frozen=True)
@@ -53,50 +68,40 @@ class Recipe:
     optimizer: AdamConfig = field(default_factory=AdamConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
     deadlines: DeadlineConfig = field(default_factory=DeadlineConfig)
+    clock: ClockConfig = field(default_factory=ClockConfig)
+
+    @property
+    def update(self) -> UpdateConfig:
+        """The update rule of shards, plain loop and virtual time."""
+        return UpdateConfig(self.optimizer, self.schedule, self.training.ema_alpha)
 
 
-class RunFolder:
-    """Files of one run; created by worker 0, read by inference."""
+WITHOUT_EFFECT = {
+    ("model.type", "gru"): ("model.heads", "model.feedforward_dim", "model.encoder_layers", "model.decoder_layers"),
+    ("model.type", "transformer"): ("model.hidden_dim", "model.layer_norm"),
+    ("training.mode", "async"): ("clock",),
+    ("training.mode", "plain"): ("clock", "deadlines", "training.ring_slots", "worker.overlap"),
+    ("training.mode", "virtual"): ("deadlines",),
+    ("validation.patience", "0"): ("validation.stop_on",),
+}
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
 
-    @classmethod
-    def create(cls, path: Path, recipe: dict[str, Any], vocabulary: Path) -> RunFolder:
-        """Makes the folder; ValueError when it exists."""
-        try:
-            path.mkdir(parents=True)
-        except FileExistsError as error:
-            raise ValueError(f"{path} exists already, expected a new run folder: choose another --run or remove it") from error
-        (path / "config.json").write_text(json.dumps(recipe, indent=2) + "\n", "utf-8")
-        shutil.copyfile(vocabulary, path / "vocab.model")
-        return cls(path)
+def _value(recipe: Recipe, name: str) -> Any:
+    place: Any = recipe
+    for part in name.split("."):
+        place = getattr(place, part)
+    return place
 
-    def append(self, record: dict[str, Any]) -> None:
-        """Adds one line to metrics.jsonl."""
-        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(record) + "\n")
 
-    def save_model(self, tensors: dict[str, Tensor]) -> None:
-        """Writes model.safetensors beside its place, then renames it."""
-        temporary = self.path / ".model.safetensors.part"
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
-        temporary.rename(self.path / "model.safetensors")
-
-    def load(self) -> tuple[Seq2Seq, Vocabulary]:
-        """The saved model in evaluation mode, and its vocabulary."""
-        config, weights = self.path / "config.json", self.path / "model.safetensors"
-        for path in (config, weights):
-            if not path.is_file():
-                raise ValueError(f"found no {path}, expected the folder of a validated run: give --run the folder of hpcnmt train")
-        vocabulary = Vocabulary(self.path / "vocab.model")
-        model = build_model(from_mapping(ModelConfig, json.loads(config.read_text("utf-8"))["model"], "model."), 0)
-        if model.config.vocabulary_size != vocabulary.size:
-            raise ValueError(f"found {vocabulary.size} pieces in {self.path}/vocab.model, expected {model.config.vocabulary_size}")
-        try:
-            model.load_state_dict(load_file(weights))
-        except (SafetensorError, RuntimeError) as error:
-            raise ValueError(f"{weights} does not fit {config}: {error}") from error
-        torch.set_grad_enabled(False)
-        return model.eval(), vocabulary
+def build_recipe(mapping: dict[str, Any]) -> Recipe:
+    """The typed recipe. Raises ValueError for unknown options, wrong values and options without effect in the chosen mode."""
+    recipe, default = from_mapping(Recipe, mapping), Recipe()
+    if recipe.model.vocabulary_size != default.model.vocabulary_size:
+        raise ValueError("model.vocabulary_size has no effect in a recipe: it is that of the prepared corpus, remove it")
+    for (chooser, value), names in WITHOUT_EFFECT.items():
+        for name in names if str(_value(recipe, chooser)) == value else ():
+            if _value(recipe, name) != _value(default, name):
+                raise ValueError(f"{name} has no effect with {chooser}={value}: remove it, or change {chooser}")
+    return recipe

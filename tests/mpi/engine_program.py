@@ -32,7 +32,7 @@ def main() -> None:
     windows = MpiWindows(layout, DeadlineConfig(10, 40, 60))
     rank = windows.comm.rank
     if rank >= workers:
-        shard = windows.serve(ShardConfig(quadratic.ADAM, quadratic.SCHEDULE))
+        shard = windows.serve(ShardConfig(quadratic.UPDATE))
         report(shard=rank, words=shard.words, version=shard.version, log=shard.log)
     else:
         replica, accumulator = quadratic.initial(), torch.zeros(quadratic.SIZE)
@@ -47,6 +47,9 @@ def main() -> None:
         loop.finish()
         digest = hashlib.sha256(loop.replica.numpy().tobytes()).hexdigest()
         report(worker=rank, digest=digest)
+        if rank == 0:
+            loop.call(loop.exchange.read_snapshot, replica)
+            report(final=hashlib.sha256(replica.numpy().tobytes()).hexdigest())
         loop.close()
     windows.free()
 

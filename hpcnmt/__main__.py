@@ -1,0 +1,7 @@
+"""`python -m hpcnmt` = the console command."""
+
+import sys
+
+from hpcnmt.cli import main
+
+sys.exit(main())

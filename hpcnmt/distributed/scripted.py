@@ -1,0 +1,165 @@
+"""Scripted interleavings: the real shards and exchanges, every move chosen by a script; and the replay of a run's shard logs.
+
+A script is a list of moves, one text each:
+    push W         worker W writes data, header and flag of its next push (marked when it has seen a cut); nothing is applied yet
+    serve S        shard S looks at its inbox once
+    pull W         worker W pulls a replica and swaps it in
+    farewell W     worker W sends its last message
+    read W         worker W reads the snapshot of the cut
+    flag_first W   a broken worker: raises the flag before its header (the shard must not apply it)
+`Script.run` gives a trace: what every shard holds after every move. Golden traces of the tests are such lists in JSON.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hpcnmt.distributed.deadlines import DeadlineConfig
+from hpcnmt.distributed.exchange import Exchange
+from hpcnmt.distributed.layout import APPLIED, FINAL_SNAPSHOT, FLAG, SNAPSHOT, Layout
+from hpcnmt.distributed.message import Kind, PushHeader
+from hpcnmt.distributed.shard import ShardConfig
+from hpcnmt.distributed.virtual import LocalShards
+from hpcnmt.distributed.worker import BatchCounts, clip_sum_
+
+GradientOf = Callable[[int, Tensor, Tensor], BatchCounts]
+
+
+class Script:
+    """Workers and shards in one process that move only when told."""
+
+    def __init__(self, layout: Layout, config: ShardConfig, gradient_of: GradientOf, initial: Tensor, clip_norm: float = 1.0) -> None:
+        self.world = LocalShards(layout, config)
+        self.gradient_of, self.clip_norm = gradient_of, clip_norm
+        self.exchanges = [Exchange(self.world.transport, index, DeadlineConfig()) for index in range(layout.workers)]
+        self.exchanges[0].send_initial(initial)
+        self.replicas = [torch.empty_like(initial) for _ in self.exchanges]
+        self._accumulator = torch.empty_like(initial)
+        for exchange, replica in zip(self.exchanges, self.replicas, strict=True):
+            exchange.pull(replica)
+
+    def run(self, moves: Sequence[str]) -> list[dict[str, Any]]:
+        """Makes the moves and returns the trace."""
+        trace = []
+        for move in moves:
+            name, _, number = move.partition(" ")
+            action = getattr(self, f"_{name}", None)
+            if action is None or not number.isdigit():
+                raise ValueError(f"found the move {move!r}, expected: push W, serve S, pull W, farewell W, read W or flag_first W")
+            action(int(number))
+            trace.append({"move": move, "shards": [self._state(index) for index in range(len(self.world.shards))]})
+        return trace
+
+    def _state(self, index: int) -> dict[str, Any]:
+        shard, layout = self.world.shards[index], self.world.layout
+        control = shard.memory.control
+        blocks = [layout.worker_block(worker) for worker in range(layout.workers)]
+        snapshot = int(control[SNAPSHOT])
+        return {
+            "version": shard.version, "words": shard.words, "flags": [int(control[b + FLAG]) for b in blocks],
+            "applied": [int(control[b + APPLIED]) for b in blocks], "held": sorted(shard.marked),
+            "snapshot": "final" if snapshot == FINAL_SNAPSHOT else snapshot,
+            "staleness": [[k, v] for k, v in sorted(shard.staleness.items())],
+        }  # fmt: skip
+
+    def gradient(self, worker: int) -> PushHeader:
+        """Computes the next gradient of `worker` on its replica into the accumulator; returns the header."""
+        self._accumulator.zero_()
+        counts = self.gradient_of(worker, self.replicas[worker], self._accumulator)
+        clip_sum_(self._accumulator, counts.target_words, self.clip_norm)
+        return PushHeader(Kind.GRADIENT, counts.target_words, counts.source_words, counts.sentences, counts.loss_sum)
+
+    def _push(self, worker: int) -> None:
+        self._check_slot(worker)
+        header = self.gradient(worker)
+        self.exchanges[worker].start_push(self._accumulator, header)
+
+    def _check_slot(self, worker: int) -> None:
+        offset = self.world.layout.worker_block(worker) + APPLIED
+        waiting = [i for i, s in enumerate(self.world.shards) if s.memory.control[offset] != self.exchanges[worker].sequence]
+        if waiting:
+            raise ValueError(f"worker {worker} may not push: its slot on shards {waiting} is not applied yet, expected serve moves before")
+
+    def _serve(self, shard: int) -> None:
+        self.world.shards[shard].serve_once()
+
+    def _pull(self, worker: int) -> None:
+        self.exchanges[worker].pull(self.replicas[worker])
+
+    def _farewell(self, worker: int) -> None:
+        self._check_slot(worker)
+        self.exchanges[worker].start_push(None, PushHeader(Kind.FAREWELL))
+
+    def _read(self, worker: int) -> None:
+        self.exchanges[worker].read_snapshot(torch.empty_like(self.replicas[worker]))
+
+    def _flag_first(self, worker: int) -> None:
+        layout, exchange = self.world.layout, self.exchanges[worker]
+        for shard in range(layout.shards):
+            self.world.transport.raise_flag(shard, layout.worker_block(worker) + FLAG, exchange.sequence + 1)
+
+
+def replay(
+    logs: Sequence[Sequence[tuple[int, int, int]]], layout: Layout, config: ShardConfig, gradient_of: GradientOf,
+    initial: Tensor, clip_norm: float = 1.0,
+) -> Tensor:  # fmt: skip
+    """Repeats a run from the logs (worker, sequence, version computed on) of its shards; returns the final parameters [parameters].
+
+    A gradient may be computed once all its slices stand on the versions that the logs name, so every shard's slice of a replica is copied
+    at the moment that version is published. Raises ValueError when the logs contradict each other.
+    """
+    world = LocalShards(layout, config)
+    Exchange(world.transport, 0, DeadlineConfig()).send_initial(initial)
+    slices = layout.slices()
+    wanted = [{(worker, sequence): version for worker, sequence, version in log} for log in logs]
+    replicas: dict[tuple[int, int], Tensor] = {}
+    missing = {key: layout.shards for key in wanted[0]}
+
+    def publish(shard: int) -> None:
+        begin, end = slices[shard]
+        state = world.shards[shard]
+        current = state.memory.ring[state.version % layout.ring_slots]
+        for key in [k for k, version in wanted[shard].items() if version == state.version]:
+            replicas.setdefault(key, torch.empty_like(initial))[begin:end] = current
+            missing[key] -= 1
+            del wanted[shard][key]
+
+    for shard in range(layout.shards):
+        publish(shard)
+    gradients: dict[tuple[int, int], tuple[Tensor, PushHeader, int]] = {}
+    order = {worker: sorted(s for w, s, _ in logs[0] if w == worker) for worker in range(layout.workers)}
+    positions = [0] * layout.shards
+    while any(position < len(log) for position, log in zip(positions, logs, strict=True)):
+        progressed = False
+        for worker, sequences in order.items():
+            while sequences and missing[(worker, sequences[0])] == 0:
+                key = (worker, sequences.pop(0))
+                accumulator = torch.zeros_like(initial)
+                counts = gradient_of(worker, replicas.pop(key), accumulator)
+                clip_sum_(accumulator, counts.target_words, clip_norm)
+                header = PushHeader(Kind.GRADIENT, counts.target_words, counts.source_words, counts.sentences, counts.loss_sum)
+                gradients[key] = (accumulator, header, layout.shards)
+        for shard, log in enumerate(logs):
+            while positions[shard] < len(log) and log[positions[shard]][:2] in gradients:
+                worker, sequence, _ = log[positions[shard]]
+                accumulator, header, left = gradients[(worker, sequence)]
+                begin, end = slices[shard]
+                world.shards[shard].apply_gradient(accumulator[begin:end], header.target_words)
+                if left == 1:
+                    del gradients[(worker, sequence)]
+                else:
+                    gradients[(worker, sequence)] = (accumulator, header, left - 1)
+                positions[shard] += 1
+                publish(shard)
+                progressed = True
+        if not progressed:
+            raise ValueError(f"the shard logs contradict each other at positions {positions}: are they of one run?")
+    final = torch.empty_like(initial)
+    for shard, (begin, end) in enumerate(slices):
+        state = world.shards[shard]
+        final[begin:end] = state.memory.ring[state.version % layout.ring_slots]
+    return final

@@ -1,0 +1,165 @@
+"""Virtual time: W logical workers in ONE process, with real gradients, the real shards and an event clock.
+
+Each logical worker has its own replica and its own `Exchange` over the in-process transport; only time is simulated: a window takes
+`compute_s` of the worker's batches, a push and a pull take `transfer_s` each. So any number of workers and any staleness is trained exactly
+and reproducibly on one core. Events of equal time are served in the order of the workers.
+
+overlap 0: compute, push, pull, compute. overlap 1: the exchange of window k runs while window k+1 is computed, as in worker.py.
+Called by training/virtual.py and by the tests; `Exchange`, `Shard` and the message format are those of a real run.
+"""
+
+from __future__ import annotations
+
+import heapq
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hpcnmt.distributed.deadlines import DeadlineConfig
+from hpcnmt.distributed.exchange import Exchange
+from hpcnmt.distributed.layout import Layout
+from hpcnmt.distributed.message import Kind, PushHeader
+from hpcnmt.distributed.shard import Shard, ShardConfig
+from hpcnmt.distributed.transport import LocalTransport
+from hpcnmt.distributed.worker import BatchCounts, WorkerConfig, clip_sum_
+
+
+@dataclass(frozen=True)
+class ClockConfig:
+    """Simulated times: of one batch (mean), its spread, one push or one pull of the whole model."""
+
+    batch_s: float = 0.2
+    batch_spread: float = 0.1
+    """Standard deviation of a batch's time relative to its mean (normal, cut at a tenth of the mean)."""
+    transfer_s: float = 0.02
+    seed: int = 1
+
+    def __post_init__(self) -> None:
+        if self.batch_s <= 0 or self.batch_spread < 0 or self.transfer_s < 0:
+            raise ValueError(
+                f"found clock.batch_s={self.batch_s}, batch_spread={self.batch_spread}, transfer_s={self.transfer_s}; "
+                "expected batch_s > 0 and the others not negative"
+            )
+
+
+class LocalShards:
+    """Shards in this process, served at once whenever a worker waits for them."""
+
+    def __init__(self, layout: Layout, config: ShardConfig) -> None:
+        self.layout = layout
+        self.transport = LocalTransport(layout, self.serve)
+        self.shards = [Shard(index, layout, config, memory) for index, memory in enumerate(self.transport.memories)]
+
+    def serve(self) -> None:
+        """Applies every push that stands in an inbox and is not held by a cut."""
+        while any([shard.serve_once() for shard in self.shards]):
+            pass
+
+    def parameters(self, out: Tensor) -> None:
+        """Copies what would be published now (EMA where on) into `out` [parameters]."""
+        for shard, (begin, end) in zip(self.shards, self.layout.slices(), strict=True):
+            out[begin:end] = shard.update.published(shard.memory.ring[shard.version % self.layout.ring_slots])
+
+
+GradientOf = Callable[[int, Tensor, Tensor], BatchCounts]
+"""(worker, replica [parameters], accumulator [parameters]) -> counts: adds the gradient of that worker's next batch to the accumulator."""
+
+
+@dataclass
+class _Worker:
+    exchange: Exchange
+    replica: Tensor
+    versions: list[int]
+    arrived: Tensor | None = None  # overlap 1: the replica of the exchange that is complete
+    in_flight: bool = False
+    blocked: Callable[[], None] | None = None  # what goes on when the exchange in flight is complete
+
+
+class VirtualCluster:
+    """Runs windows of the logical workers in the order of a simulated clock."""
+
+    def __init__(
+        self, shards: LocalShards, config: WorkerConfig, clock: ClockConfig, gradient_of: GradientOf, initial: Tensor
+    ) -> None:  # fmt: skip
+        self.shards, self.config, self.clock, self.gradient_of = shards, config, clock, gradient_of
+        self.now_s = 0.0
+        self._random = random.Random(clock.seed)
+        self._accumulator = torch.zeros_like(initial)
+        self._events: list[tuple[float, int, int, Callable[[], None]]] = []
+        self._count = 0
+        self.workers = []
+        for index in range(shards.layout.workers):
+            exchange = Exchange(shards.transport, index, DeadlineConfig())
+            if index == 0:
+                exchange.send_initial(initial)
+            self.workers.append(_Worker(exchange, torch.empty_like(initial), []))
+        for index, worker in enumerate(self.workers):
+            worker.exchange.pull(worker.replica)
+            worker.versions = list(worker.exchange.versions)
+            self._schedule(self._window_s(), index, self._window_done(index))
+
+    @property
+    def words(self) -> int:
+        """Global target words applied on all shards."""
+        return min(shard.words for shard in self.shards.shards)
+
+    def step(self) -> None:
+        """Handles the next event of the clock."""
+        self.now_s, _, _, action = heapq.heappop(self._events)
+        action()
+
+    def _schedule(self, delay_s: float, worker: int, action: Callable[[], None]) -> None:
+        self._count += 1
+        heapq.heappush(self._events, (self.now_s + delay_s, worker, self._count, action))
+
+    def _window_s(self) -> float:
+        times = (self._random.gauss(1.0, self.clock.batch_spread) for _ in range(self.config.delay))
+        return self.clock.batch_s * sum(max(t, 0.1) for t in times)
+
+    def _window_done(self, index: int) -> Callable[[], None]:
+        def action() -> None:
+            worker = self.workers[index]
+            self._accumulator.zero_()
+            counts = [self.gradient_of(index, worker.replica, self._accumulator) for _ in range(self.config.delay)]
+            words = sum(c.target_words for c in counts)
+            clip_sum_(self._accumulator, words, self.config.clip_norm)
+            header = PushHeader(
+                Kind.GRADIENT, words, sum(c.source_words for c in counts), sum(c.sentences for c in counts), sum(c.loss_sum for c in counts)
+            )
+            self._send(index, self._accumulator.clone(), header)
+
+        return action
+
+    def _send(self, index: int, gradient: Tensor, header: PushHeader) -> None:
+        worker = self.workers[index]
+        computed_on = worker.versions
+        if self.config.overlap:
+            if worker.in_flight:
+                worker.blocked = lambda: self._send(index, gradient, header)
+                return
+            if worker.arrived is not None:
+                worker.replica, worker.versions = worker.arrived, list(worker.exchange.versions)
+            self._schedule(self._window_s(), index, self._window_done(index))
+        worker.in_flight = True
+        self._schedule(self.clock.transfer_s, index, lambda: self._pushed(index, gradient, header, computed_on))
+
+    def _pushed(self, index: int, gradient: Tensor, header: PushHeader, computed_on: list[int]) -> None:
+        self.workers[index].exchange.push(gradient, header, computed_on)
+        self._schedule(self.clock.transfer_s, index, lambda: self._pulled(index))
+
+    def _pulled(self, index: int) -> None:
+        worker = self.workers[index]
+        worker.in_flight = False
+        if self.config.overlap:
+            worker.arrived = torch.empty_like(worker.replica)
+            worker.exchange.pull(worker.arrived)
+            blocked, worker.blocked = worker.blocked, None
+            if blocked:
+                blocked()
+            return
+        worker.exchange.pull(worker.replica)
+        worker.versions = list(worker.exchange.versions)
+        self._schedule(self._window_s(), index, self._window_done(index))

@@ -1,0 +1,104 @@
+"""Asynchronous training over MPI, one rank: a shard serves; a worker trains windows; worker 0 also validates the consistent cuts.
+
+Validation goes on between two windows of worker 0 while the other workers train. No collective and no barrier between start and end.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from mpi4py import MPI
+
+from hpcnmt.data.corpus import TokenCorpus
+from hpcnmt.data.loader import Loader
+from hpcnmt.distributed.exchange import Exchange
+from hpcnmt.distributed.layout import Layout
+from hpcnmt.distributed.mpi import MpiWindows, check_memory, check_world
+from hpcnmt.distributed.shard import ShardConfig
+from hpcnmt.distributed.worker import BatchCounts, WorkerLoop
+from hpcnmt.training.recipe import Recipe
+from hpcnmt.training.setup import Trainee
+
+
+def run_rank(recipe: Recipe, data: Path, run: Path, workers: int, shards: int) -> None:
+    """The whole life of this rank."""
+    check_world(workers, shards)
+    trainee = Trainee.build(recipe, data)
+    layout = Layout(trainee.flat.size, workers, shards, recipe.training.ring_slots)
+    check_memory(layout)
+    windows = MpiWindows(layout, recipe.deadlines)
+    rank = windows.comm.rank
+    if rank >= workers:
+        torch.set_num_threads(1)
+        shard = windows.serve(ShardConfig(recipe.update, recipe.validation.every_words))
+        staleness = {str(k): v for k, v in sorted(shard.staleness.items())}
+        report = {"updates": shard.version, "target_words": shard.words, "staleness": staleness}
+        (run / f"shard-{shard.index}.json").write_text(json.dumps(report) + "\n", "utf-8")
+    else:
+        trainee.seed_worker(rank)
+        _Worker(trainee, Exchange(windows, rank, recipe.deadlines), run).train()
+    windows.free()
+
+
+class _Worker:
+    def __init__(self, trainee: Trainee, exchange: Exchange, run: Path) -> None:
+        self.trainee, self.exchange = trainee, exchange
+        layout = exchange.transport.layout
+        self.loader = Loader(TokenCorpus(trainee.data, "train"), trainee.recipe.loader, exchange.worker, layout.workers)
+        flat = trainee.flat
+        self.loop = WorkerLoop(exchange, trainee.recipe.worker, flat.values, flat.gradients, self._compute)
+        self.source_words = self.target_words = 0
+        self.journal, self.validation = None, None
+        if exchange.worker == 0:
+            library = MPI.Get_library_version().splitlines()[0].strip("\0")
+            self.journal, self.validation = trainee.open_run(run, layout.workers, layout.shards, library)
+
+    def _compute(self) -> BatchCounts:
+        counts = self.trainee.add_gradient(self.loader.next_batch())
+        self.source_words += counts.source_words
+        self.target_words += counts.target_words
+        return counts
+
+    def train(self) -> None:
+        """All windows, then the orderly end; worker 0 validates the final snapshot."""
+        exchange, loop = self.exchange, self.loop
+        loop.start(initial=exchange.worker == 0)
+        while exchange.global_words < self.trainee.recipe.training.max_target_words and not exchange.stopped:
+            counts = loop.window()
+            if self.journal is not None:
+                waits = {"exchange_wait_s": exchange.wait_s, "loader_wait_s": self.loader.wait_s, "rejected_pulls": exchange.rejected_pulls}
+                self.journal.training(exchange.global_words, counts.loss_sum / counts.target_words, waits)
+            if exchange.snapshot_available > exchange.snapshot_read:
+                self._validate()
+        seconds = self.journal.seconds if self.journal else 0.0
+        loop.finish()
+        if self.journal is not None:
+            self._end(seconds)
+            self.journal.close()
+        loop.close()
+        self.loader.close()
+
+    def _validate(self, final: bool = False) -> None:
+        if self.validation is None:
+            return
+        self.loop.complete()
+        snapshot = torch.empty_like(self.trainee.flat.values)
+        self.loop.call(self.exchange.read_snapshot, snapshot)
+        self.validation.evaluate(snapshot, self.exchange.snapshot_words, final)
+        self.exchange.ask_to_stop = self.validation.should_stop
+
+    def _end(self, train_s: float) -> None:
+        if self.journal is None or self.validation is None:
+            return
+        validating_s = self.validation.seconds
+        self._validate(final=True)
+        words, ratio = self.exchange.snapshot_words, self.source_words / max(self.target_words, 1)
+        values = {
+            "train_s": train_s, "validating_s": validating_s, "target_words_per_s": words / train_s,
+            "source_words_per_s": words * ratio / train_s, "total_words_per_s": words * (1 + ratio) / train_s,
+            "exchange_wait_s": self.exchange.wait_s, "loader_wait_s": self.loader.wait_s, "padding_share": self.loader.padding_share,
+            "rejected_pulls": self.exchange.rejected_pulls,
+        }  # fmt: skip
+        self.journal.record("end", words, values)

@@ -1,0 +1,36 @@
+"""Starting local ranks: `hpcnmt train` without a launcher runs itself under the mpiexec of its own installation."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+RANK_VARIABLES = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "SLURM_STEP_NUM_TASKS")
+
+
+def is_launched() -> bool:
+    """True on a rank that mpiexec or srun has started."""
+    return any(name in os.environ for name in RANK_VARIABLES)
+
+
+def start_ranks(arguments: list[str], ranks: int, threads: int) -> int:
+    """Runs `hpcnmt ARGUMENTS` on `ranks` local ranks; returns the launcher's exit code."""
+    search = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    mpiexec = shutil.which("mpiexec", path=search)
+    if mpiexec is None:
+        raise ValueError("found no mpiexec: pip install 'hpcnmt[mpich]', or load the MPI module of your site")
+    environment = {"OMP_NUM_THREADS": str(threads)} | os.environ
+    version = subprocess.run([mpiexec, "--version"], capture_output=True, text=True, timeout=60).stdout
+    command = [mpiexec, "-n", str(ranks)]
+    if "Open MPI" in version or "open-mpi" in version:
+        # more ranks than cores are normal here: shards sleep while they have nothing to do
+        command += ["--map-by", ":oversubscribe", "--bind-to", "none"]
+        environment |= {"OMPI_MCA_osc": "^ucx"}  # silences one harmless line for each window
+        if os.getuid() == 0:
+            command.append("--allow-run-as-root")
+    else:
+        environment.setdefault("MPIR_CVAR_ENABLE_HEAVY_YIELD", "1")
+    return subprocess.run([*command, sys.executable, "-m", "hpcnmt", *arguments], env=environment).returncode

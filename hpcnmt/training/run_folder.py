@@ -1,0 +1,84 @@
+"""The folder of one run: config.json, vocab.model, model.safetensors (best), final.safetensors, metrics.jsonl, tensorboard/, shard-N.json.
+
+Created by the first worker (which refuses an existing folder), read by translate, score, evaluate and summary.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from hpcnmt.config import from_mapping
+from hpcnmt.data.vocabulary import Vocabulary
+from hpcnmt.models.build import build_model
+from hpcnmt.models.seq2seq import ModelConfig, Seq2Seq
+from hpcnmt.training.recipe import Recipe
+
+
+def refuse_existing(path: Path) -> None:
+    """Raises ValueError when `path` exists."""
+    if path.exists():
+        raise ValueError(f"{path} exists already, expected a new run folder: choose another --run or remove it")
+
+
+class RunFolder:
+    """Files of one run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def create(cls, path: Path, recipe: Recipe, vocabulary: Path, context: dict[str, Any]) -> RunFolder:
+        """Makes the folder with the resolved recipe and `context` (versions, ranks); ValueError when it exists."""
+        refuse_existing(path)
+        path.mkdir(parents=True)
+        (path / "config.json").write_text(json.dumps(asdict(recipe) | {"context": context}, indent=2) + "\n", "utf-8")
+        shutil.copyfile(vocabulary, path / "vocab.model")
+        return cls(path)
+
+    def save_model(self, tensors: dict[str, Tensor], name: str) -> None:
+        """Writes NAME.safetensors beside its place, then renames it."""
+        temporary = self.path / f".{name}.{os.getpid()}.part"
+        save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, temporary)
+        temporary.rename(self.path / f"{name}.safetensors")
+
+    def load(self) -> tuple[Seq2Seq, Vocabulary]:
+        """The best model in evaluation mode, and its vocabulary. Raises ValueError for missing or unfitting files."""
+        config, weights = self.path / "config.json", self.path / "model.safetensors"
+        for path in (config, weights):
+            if not path.is_file():
+                raise ValueError(f"found no {path}, expected the folder of a validated run: give --run the folder of hpcnmt train")
+        try:
+            section = json.loads(config.read_text("utf-8"))["model"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{config} is not the configuration of a run ({error})") from error
+        vocabulary = Vocabulary(self.path / "vocab.model")
+        model = build_model(from_mapping(ModelConfig, section, "model."), 0)
+        if model.config.vocabulary_size != vocabulary.size:
+            raise ValueError(f"found {vocabulary.size} pieces in {self.path}/vocab.model, expected {model.config.vocabulary_size}")
+        try:
+            model.load_state_dict(load_file(weights))
+        except (SafetensorError, RuntimeError) as error:
+            raise ValueError(f"{weights} does not fit {config}: {error}") from error
+        return model.requires_grad_(False).eval(), vocabulary
+
+    def records(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl; a last line that was cut off is left out."""
+        path = self.path / "metrics.jsonl"
+        if not path.is_file():
+            raise ValueError(f"found no {path}, expected the folder of hpcnmt train")
+        found = []
+        for line in path.read_text("utf-8").splitlines():
+            try:
+                found.append(json.loads(line))
+            except ValueError:
+                break
+        return found

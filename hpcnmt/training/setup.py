@@ -1,0 +1,74 @@
+"""What every mode needs first: the model on flat parameters, batches as gradients, and the run folder with its journal."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+import hpcnmt
+from hpcnmt.data.batching import Batch, plan_epoch
+from hpcnmt.data.corpus import TokenCorpus, read_description
+from hpcnmt.distributed.layout import Layout
+from hpcnmt.distributed.worker import BatchCounts
+from hpcnmt.models.build import build_model
+from hpcnmt.models.seq2seq import Seq2Seq
+from hpcnmt.optim.flat import FlatParameters
+from hpcnmt.training.journal import Journal
+from hpcnmt.training.recipe import Recipe
+from hpcnmt.training.run_folder import RunFolder
+from hpcnmt.training.validation import Validation
+
+
+@dataclass
+class Trainee:
+    """The model of one process, on flat parameters."""
+
+    recipe: Recipe
+    data: Path
+    model: Seq2Seq
+    flat: FlatParameters
+
+    @classmethod
+    def build(cls, recipe: Recipe, data: Path) -> Trainee:
+        """Builds the model for the vocabulary of the prepared folder `data`."""
+        size = int(read_description(data)["vocabulary_size"])
+        recipe = replace(recipe, model=replace(recipe.model, vocabulary_size=size))
+        model = build_model(recipe.model, recipe.training.seed)
+        return cls(recipe, data, model, FlatParameters(model))
+
+    def seed_worker(self, worker: int) -> None:
+        """Dropout differs between workers; threads as configured."""
+        torch.set_num_threads(self.recipe.training.threads)
+        torch.manual_seed(self.recipe.training.seed * 1000 + worker)
+
+    def add_gradient(self, batch: Batch) -> BatchCounts:
+        """Forward and backward: adds the gradient of the summed loss to the flat gradients."""
+        loss, entropy = self.model.loss_sum(batch.source_ids, batch.source_lengths, batch.target_ids, batch.target_lengths)
+        torch.autograd.backward(loss)
+        return BatchCounts(batch.target_words, batch.source_words, len(batch.sentence_ids), float(entropy))
+
+    def open_run(self, path: Path, workers: int, shards: int, mpi: str) -> tuple[Journal, Validation]:
+        """Creates the run folder; returns its journal and its validation."""
+        context = {
+            "hpcnmt": hpcnmt.__version__, "torch": torch.__version__, "python": platform.python_version(), "mpi": mpi,
+            "workers": workers, "shards": shards, "parameters": self.flat.size, "data": str(self.data),
+        }  # fmt: skip
+        run = RunFolder.create(path, self.recipe, self.data / "vocab.model", context)
+        journal = Journal(path, self.recipe.training.max_target_words)
+        journal.say(f"{self.flat.size} parameters, {workers} workers, {shards} shards, mode {self.recipe.training.mode}; run folder {path}")
+        return journal, Validation(self.recipe.validation, self.model, self.flat, self.data, run, journal)
+
+
+def check_sizes(recipe: Recipe, data: Path, workers: int, shards: int) -> None:
+    """Checks before any rank starts: slices, window memory, enough batches. Raises ValueError or RuntimeError."""
+    size = int(read_description(data)["vocabulary_size"])
+    with torch.device("meta"):
+        model = build_model(replace(recipe.model, vocabulary_size=size), 0)
+    Layout(sum(p.numel() for p in model.parameters()), workers, shards, recipe.training.ring_slots)
+    corpus = TokenCorpus(data, "train")
+    batches = len(plan_epoch(corpus.source_lengths, corpus.target_lengths, recipe.loader.batch_words, recipe.loader.seed, 0))
+    if batches < workers:
+        raise ValueError(f"found {batches} batches in an epoch for {workers} workers: use fewer --workers or a smaller loader.batch_words")

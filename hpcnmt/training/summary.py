@@ -1,0 +1,50 @@
+"""`hpcnmt summary`: the figures of one run, and of its evaluation where there is one, in a short table."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from hpcnmt.training.run_folder import RunFolder
+
+
+def _staleness(run: Path) -> str:
+    parts = []
+    for path in sorted(run.glob("shard-*.json")):
+        counts = {int(k): v for k, v in json.loads(path.read_text("utf-8"))["staleness"].items()}
+        mean = sum(k * v for k, v in counts.items()) / max(sum(counts.values()), 1)
+        parts.append(f"{mean:.2f} (largest {max(counts, default=0)})")
+    return ", ".join(parts)
+
+
+def print_summary(run: Path) -> None:
+    """Prints the table. Raises ValueError when `run` is no run folder."""
+    records = RunFolder(run).records()
+    validations = [r for r in records if r["kind"] == "validation"]
+    end = next((r for r in records if r["kind"] == "end"), None)
+    rows: list[tuple[str, str]] = []
+    evaluation = run / "evaluation.json"
+    if evaluation.is_file():
+        scores = json.loads(evaluation.read_text("utf-8"))
+        rows += [("test BLEU", f"{scores['bleu']:.2f}"), ("test chrF", f"{scores['chrf']:.2f}")]
+    if validations:
+        best = min(validations, key=lambda r: float(r["cross_entropy"]))
+        rows.append(("best validation", f"{best['cross_entropy']:.4f} nats/word, BLEU {best['bleu']:.2f} at {best['target_words']} words"))
+    if end:
+        rows.append(("training", f"{end['target_words']} target words in {end['train_s']:.1f} s"))
+        names = (("source", "source_words_per_s"), ("target", "target_words_per_s"), ("total", "total_words_per_s"))
+        rates = ", ".join(f"{end[key]:.0f} {name}" for name, key in names if key in end)
+        rows.append(("words per second", f"{rates} (unpadded)"))
+        rows.append(("padding", f"{end['padding_share']:.1%}"))
+    else:
+        rows.append(("training", "not ended"))
+    if staleness := _staleness(run):
+        rows.append(("mean staleness", staleness))
+    rows.append(("run folder", str(run)))
+    table = Table(show_header=False, title="hpcnmt run")
+    for row in rows:
+        table.add_row(*row)
+    Console(width=None if Console().is_terminal else 100).print(table)

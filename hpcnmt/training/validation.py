@@ -1,0 +1,88 @@
+"""Validation of one snapshot: cross-entropy per word, BLEU and chrF (sacreBLEU), best model, early stopping.
+
+What is validated is what is saved: one consistent set of parameters, never a worker's own replica.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import sacrebleu
+from torch import Tensor
+
+from hpcnmt.data.corpus import TokenCorpus
+from hpcnmt.data.loader import ordered_batches
+from hpcnmt.data.textio import read_lines
+from hpcnmt.data.vocabulary import Vocabulary
+from hpcnmt.inference.beam import BeamConfig
+from hpcnmt.inference.translate import translate_lines
+from hpcnmt.models.seq2seq import Seq2Seq
+from hpcnmt.optim.flat import FlatParameters
+from hpcnmt.training.journal import Journal
+from hpcnmt.training.recipe import ValidationConfig
+from hpcnmt.training.run_folder import RunFolder
+
+BATCH_WORDS = 2000
+
+
+class Validation:
+    """Validates snapshots with `model`, whose own parameters are put back afterwards."""
+
+    def __init__(
+        self, config: ValidationConfig, model: Seq2Seq, flat: FlatParameters, data: Path, run: RunFolder, journal: Journal
+    ) -> None:  # fmt: skip
+        self.config, self.model, self.flat, self.run, self.journal = config, model, flat, run, journal
+        self.corpus, self.vocabulary = TokenCorpus(data, "valid"), Vocabulary(data / "vocab.model")
+        self.sources, self.references = (list(read_lines(data / f"valid.{side}.txt")) for side in ("source", "target"))
+        self.best: dict[str, float] = {}
+        self.stalled = 0
+        self.seconds = 0.0
+
+    @property
+    def should_stop(self) -> bool:
+        """True once no metric of `stop_on` has improved for `patience` validations."""
+        return 0 < self.config.patience <= self.stalled
+
+    def evaluate(self, snapshot: Tensor, target_words: int, final: bool = False) -> dict[str, float]:
+        """Validates the parameters `snapshot` [parameters]; keeps the best, and the last one as final.safetensors."""
+        begin = time.monotonic()
+        replica = self.flat.values.clone()
+        self.flat.values.copy_(snapshot)
+        self.model.eval()
+        scores = {"cross_entropy": self._cross_entropy()} | self._translation_scores()
+        improved = {name for name, score in scores.items() if self._is_best(name, score)}
+        if self.config.keep_best_by in improved:
+            self.run.save_model(self.flat.named_views(self.flat.values), "model")
+        if final:
+            self.run.save_model(self.flat.named_views(self.flat.values), "final")
+        self.stalled = 0 if improved & set(self.config.stop_on) else self.stalled + 1
+        self.model.train()
+        self.flat.values.copy_(replica)
+        took = time.monotonic() - begin
+        self.seconds += took
+        self.journal.record("validation", target_words, scores | {"took_s": took})
+        text = f"cross-entropy {scores['cross_entropy']:.4f} nats/word, BLEU {scores['bleu']:.2f}, chrF {scores['chrf']:.2f}"
+        self.journal.say(f"validation at {target_words} target words: {text}")
+        return scores
+
+    def _is_best(self, name: str, score: float) -> bool:
+        sign = -1.0 if name == "cross_entropy" else 1.0
+        if name in self.best and sign * score <= sign * self.best[name]:
+            return False
+        self.best[name] = score
+        return True
+
+    def _cross_entropy(self) -> float:
+        loss, words = 0.0, 0
+        for batch in ordered_batches(self.corpus, BATCH_WORDS):
+            arguments = (batch.source_ids, batch.source_lengths, batch.target_ids, batch.target_lengths)
+            loss += float(self.model.sentence_cross_entropy(*arguments).sum())
+            words += batch.target_words
+        return loss / words
+
+    def _translation_scores(self) -> dict[str, float]:
+        found = translate_lines(self.model, self.vocabulary, self.sources, BeamConfig(self.config.beam))
+        hypotheses = [translations[0].text for translations in found]
+        bleu = sacrebleu.corpus_bleu(hypotheses, [self.references], force=True)
+        return {"bleu": bleu.score, "chrf": sacrebleu.corpus_chrf(hypotheses, [self.references]).score}

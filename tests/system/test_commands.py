@@ -1,0 +1,123 @@
+"""Whole commands on a small generated corpus: every mode trains, translates and scores; wrong input ends with one line and exit code 2."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hpcnmt.data.sample import word_by_word, write_sample_corpus
+
+pytestmark = [pytest.mark.system, pytest.mark.mpi]
+ROOT = Path(__file__).parents[2]
+SMALL = ["training.max_target_words=12000", "validation.every_words=5000", "model.embedding_dim=32", "model.feedforward_dim=32"]
+
+
+def hpcnmt(*arguments: object, stdin: bytes = b"", deadline_s: float = 120) -> subprocess.CompletedProcess[str]:
+    """Runs the command with a deadline; kills its process group when it is over."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "hpcnmt", *map(str, arguments)], env=environment,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+    )  # fmt: skip
+    try:
+        out, err = process.communicate(stdin, timeout=deadline_s)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        out, err = process.communicate()
+        pytest.fail(f"hpcnmt {arguments} took longer than {deadline_s} s:\n{out!r}\n{err!r}")
+    return subprocess.CompletedProcess(process.args, process.returncode, out.decode(), err.decode())
+
+
+def train(folder: Path, run: str, *options: object, settings: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+    flags = [part for setting in (*SMALL, *settings) for part in ("--set", setting)]
+    return hpcnmt("train", "sample", "--data", folder / "prepared", "--run", folder / run, *options, *flags)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("system")
+    write_sample_corpus(path / "text", train=600, valid=20, test=20)
+    files = [f"--{split}-{side}={path / 'text' / f'{split}.{end}'}" for split in ("train", "valid")
+             for side, end in (("source", "src"), ("target", "trg"))]  # fmt: skip
+    done = hpcnmt("prepare", *files, "--out", path / "prepared", "--vocabulary-size", 300)
+    assert done.returncode == 0, done.stderr
+    done = train(path, "async", "--workers", 2, "--shards", 2, settings=("worker.overlap=1", "worker.delay=2"))
+    assert done.returncode == 0, done.stderr
+    return path
+
+
+def records(run: Path, kind: str) -> list[dict[str, float]]:
+    return [r for r in map(json.loads, (run / "metrics.jsonl").read_text().splitlines()) if r["kind"] == kind]
+
+
+def test_asynchronous_training_leaves_a_whole_run_folder(folder: Path) -> None:
+    run = folder / "async"
+    shards = [json.loads((run / f"shard-{i}.json").read_text()) for i in range(2)]
+    end = records(run, "end")[0]
+    assert {s["target_words"] for s in shards} == {end["target_words"]} and end["target_words"] >= 12000
+    assert len(records(run, "validation")) >= 2 and (run / "tensorboard").is_dir()
+    assert {p.name for p in run.glob("*.safetensors")} == {"model.safetensors", "final.safetensors"}
+
+
+@pytest.mark.parametrize(("mode", "options"), [("plain", ()), ("virtual", ("--workers", 4))])
+def test_the_modes_in_one_process_train_the_same_way(folder: Path, mode: str, options: tuple[object, ...]) -> None:
+    done = train(folder, mode, *options, settings=(f"training.mode={mode}",))
+    assert done.returncode == 0, done.stderr
+    curve = [r["cross_entropy"] for r in records(folder / mode, "validation")]
+    assert curve[-1] < curve[0] < 8
+
+
+def test_early_stopping_ends_all_ranks(folder: Path) -> None:
+    stop = ("validation.patience=1", "validation.stop_on=[bleu, chrf]", "schedule.learning_rate=1.0e-9", "validation.every_words=1500",
+            "training.max_target_words=500000")  # fmt: skip
+    done = train(folder, "early", settings=stop)
+    assert done.returncode == 0, done.stderr
+    assert records(folder / "early", "end")[0]["target_words"] < 100000
+
+
+def test_translate_keeps_the_order_and_score_matches_it(folder: Path) -> None:
+    lines = (folder / "text" / "test.src").read_text().splitlines()
+    text = "\n".join([lines[0], "", *lines[1:]]) + "\n"
+    done = hpcnmt("translate", "--run", folder / "async", "--n-best", 3, stdin=text.encode())
+    assert done.returncode == 0, done.stderr
+    fields = [line.split(" ||| ") for line in done.stdout.splitlines()]
+    assert [int(f[0]) for f in fields] == sorted(int(f[0]) for f in fields) and {int(f[0]) for f in fields} == set(range(21))
+    assert [f[1] for f in fields if f[0] == "1"] == [""]
+    single = hpcnmt("translate", "--run", folder / "async", stdin=text.encode()).stdout.splitlines()
+    assert single == [next(f[1] for f in fields if int(f[0]) == i) for i in range(21)]
+    files = ("--run", folder / "async", "--src", folder / "text" / "test.src", "--ref", folder / "text" / "test.trg")
+    scores = hpcnmt("score", *files)
+    assert len(scores.stdout.split()) == 20 and all(float(s) < 0 for s in scores.stdout.split())
+    assert json.loads(hpcnmt("evaluate", *files, "--json").stdout)["sentences"] == 20
+    assert "words per second" in hpcnmt("summary", "--run", folder / "async").stdout
+
+
+def test_wrong_input_is_one_line_and_writes_nothing(folder: Path) -> None:
+    runs = [
+        (train(folder, "async"), "exists already"),
+        (train(folder, "new", "--shards", 1000000), "use fewer --shards"),
+        (train(folder, "new", "--workers", 5000), "use fewer --workers"),
+        (train(folder, "new", "--workers", 2, settings=("training.mode=plain",)), "no effect with training.mode=plain"),
+        (hpcnmt("train", "sample", "--data", folder / "none", "--run", folder / "new"), "run hpcnmt prepare"),
+        (hpcnmt("translate", "--run", folder / "none", stdin=b"x\n"), "give --run the folder of hpcnmt train"),
+        (hpcnmt("translate", "--run", folder / "async", stdin=b"x\n\xff\n"), "standard input:2: found bytes that are not UTF-8"),
+        (hpcnmt("sample-corpus", "--out", folder / "text"), "exists already"),
+    ]
+    for done, message in runs:
+        assert done.returncode == 2, (message, done.stderr)
+        assert message in done.stderr and len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert not (folder / "new").exists()
+
+
+def test_the_sample_needs_more_than_a_dictionary_and_holds_unseen_combinations(folder: Path) -> None:
+    import sacrebleu
+
+    text = {name: (folder / "text" / name).read_text().splitlines() for name in ("train.src", "test.src", "test.trg")}
+    assert not set(text["train.src"]) & set(text["test.src"])
+    assert sacrebleu.corpus_bleu(word_by_word(text["test.src"], 1), [text["test.trg"]]).score < 40

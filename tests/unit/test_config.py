@@ -1,0 +1,57 @@
+"""Recipes: strict keys and types, overrides, options without effect, and every shipped recipe loads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from hpcnmt.config import RECIPES, load_recipe, override
+from hpcnmt.training.recipe import Recipe, build_recipe
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda p: p.stem)
+def test_shipped_recipes_are_valid(path: Path) -> None:
+    assert isinstance(build_recipe(load_recipe(path.stem)), Recipe)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["worker.dely=2"], "unknown option worker.dely: did you mean 'delay'"),
+        (["wroker.delay=2"], "unknown option wroker: did you mean 'worker'"),
+        (["worker.delay=two"], "found 'two' for worker.delay, expected a value of type int"),
+        (["worker.delay=0"], "worker.delay is 0, expected at least 1"),
+        (["worker.delay=true"], "found True for worker.delay"),
+        (["training.mode=asink"], "expected one of 'async', 'plain', 'virtual'"),
+        (["validation.stop_on=bleu", "validation.patience=2"], "found 'bleu' for validation.stop_on, expected a list"),
+        (["validation.stop_on=[blue]", "validation.patience=2"], r"validation.stop_on\[0\], expected one of"),
+        (["model.hidden_dim=100"], "model.hidden_dim has no effect with model.type=transformer"),
+        (["training.mode=plain", "worker.overlap=1"], "worker.overlap has no effect with training.mode=plain"),
+        (["clock.batch_s=1"], "clock has no effect with training.mode=async"),
+        (["model.vocabulary_size=10"], "model.vocabulary_size has no effect"),
+        (["worker"], "expected --set SECTION.OPTION=VALUE"),
+        (["worker.delay.x=1"], "delay is not a section"),
+        (["worker=3"], "found 3 for worker., expected a mapping"),
+    ],
+)
+def test_wrong_options_are_refused(settings: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build_recipe(override(load_recipe("sample"), settings))
+
+
+def test_overrides_are_typed() -> None:
+    recipe = build_recipe(override(load_recipe("sample"), ["schedule.learning_rate=1e-3", "worker.clip_norm=2", "validation.patience=3"]))
+    assert (recipe.schedule.learning_rate, recipe.worker.clip_norm, recipe.validation.patience) == (0.001, 2.0, 3)
+
+
+def test_missing_and_broken_recipes(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="found no recipe 'sampel': did you mean 'sample'"):
+        load_recipe("sampel")
+    broken = tmp_path / "r.yaml"
+    broken.write_text("a: [\n")
+    with pytest.raises(ValueError, match="is not valid YAML"):
+        load_recipe(str(broken))
+    broken.write_text("- 1\n")
+    with pytest.raises(ValueError, match="found list in"):
+        load_recipe(str(broken))

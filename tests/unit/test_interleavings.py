@@ -1,0 +1,106 @@
+"""Virtual time and scripts: equality with the plain loop, predicted staleness, replay of logs, golden traces of scripted interleavings.
+
+Golden traces are written anew with WRITE_GOLDEN=1.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from hpcnmt.distributed.layout import Layout
+from hpcnmt.distributed.scripted import Script, replay
+from hpcnmt.distributed.shard import ShardConfig
+from hpcnmt.distributed.virtual import ClockConfig, LocalShards, VirtualCluster
+from hpcnmt.distributed.worker import WorkerConfig
+from tests import quadratic
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+CONFIG = ShardConfig(quadratic.UPDATE)
+
+
+def cluster(workers: int, shards: int, worker: WorkerConfig, clock: ClockConfig, pushes: int) -> VirtualCluster:
+    world = LocalShards(Layout(quadratic.SIZE, workers, shards), CONFIG)
+    virtual = VirtualCluster(world, worker, clock, quadratic.gradients(workers), quadratic.initial())
+    while world.shards[0].version < pushes:
+        virtual.step()
+    return virtual
+
+
+def parameters(virtual: VirtualCluster) -> torch.Tensor:
+    out = torch.empty(quadratic.SIZE)
+    virtual.shards.parameters(out)
+    return out
+
+
+@pytest.mark.parametrize("delay", [1, 2])
+def test_one_virtual_worker_equals_the_plain_loop_bit_for_bit(delay: int) -> None:
+    virtual = cluster(1, 1, WorkerConfig(delay), ClockConfig(), 50)
+    assert torch.equal(parameters(virtual), quadratic.plain_loop(50, delay))
+
+
+@pytest.mark.parametrize(("workers", "overlap", "expected"), [(4, 0, 3), (16, 0, 15), (4, 1, 7)])
+def test_staleness_is_as_predicted(workers: int, overlap: int, expected: int) -> None:
+    clock = ClockConfig(batch_s=1.0, batch_spread=0.4, transfer_s=0.01)
+    virtual = cluster(workers, 1, WorkerConfig(overlap=overlap), clock, 80 * workers)
+    staleness = virtual.shards.shards[0].staleness
+    mean = sum(k * v for k, v in staleness.items()) / sum(staleness.values())
+    assert 0.88 * expected < mean <= expected  # workers start in step, which lowers the mean at first
+
+
+@pytest.mark.parametrize("overlap", [0, 1])
+def test_the_log_of_a_virtual_run_replays_bit_for_bit(overlap: int) -> None:
+    virtual = cluster(3, 2, WorkerConfig(overlap=overlap), ClockConfig(batch_spread=0.3), 40)
+    layout = virtual.shards.layout
+    again = replay([s.log for s in virtual.shards.shards], layout, CONFIG, quadratic.gradients(3), quadratic.initial())
+    assert torch.equal(again, parameters(virtual))
+
+
+def test_logs_of_different_runs_are_refused() -> None:
+    layout = Layout(quadratic.SIZE, 2, 2)
+    with pytest.raises(ValueError, match="contradict each other"):
+        replay([[(0, 2, 1)], [(0, 2, 0)]], layout, CONFIG, quadratic.gradients(2), quadratic.initial())
+
+
+SCRIPTS = {
+    "shards_in_different_orders": (
+        "push 0|serve 0|push 1|serve 0|serve 1|pull 0|push 1|serve 1|push 0|serve 0|serve 1|pull 1|push 1|serve 1|serve 0|"
+        "farewell 0|farewell 1|serve 1|serve 0"
+    ),
+    "cut": (
+        "push 0|serve 0|serve 1|push 1|serve 0|serve 1|push 0|serve 0|serve 1|pull 0|push 0|serve 0|serve 1|push 0|serve 0|serve 1|"
+        "pull 1|push 1|serve 1|serve 0|serve 0|serve 1|read 0|pull 0|push 0|serve 0|serve 1|farewell 0|farewell 1|serve 1|serve 0"
+    ),
+    "farewell_completes_a_cut": (
+        "push 0|serve 0|serve 1|push 0|serve 0|serve 1|push 0|serve 0|serve 1|pull 0|push 0|serve 1|serve 0|farewell 1|serve 0|serve 1"
+    ),
+    "flag_before_header": "flag_first 1|serve 0|serve 1|push 1|serve 0|serve 1",
+    "slow_worker_is_stale": (
+        "push 0|serve 0|serve 1|pull 0|push 0|serve 0|serve 1|pull 0|push 0|serve 0|serve 1|push 1|serve 1|serve 0"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_golden_trace(name: str) -> None:
+    layout = Layout(quadratic.SIZE, 2, 2)
+    config = ShardConfig(quadratic.UPDATE, cut_words=30 if "cut" in name else 0)
+    trace = Script(layout, config, quadratic.gradients(2), quadratic.initial()).run(SCRIPTS[name].split("|"))
+    assert len({json.dumps([s["words"], s["applied"]]) for s in trace[-1]["shards"]}) == 1  # every push applied once on both shards
+    path = GOLDEN / f"{name}.json"
+    if os.environ.get("WRITE_GOLDEN"):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("[\n" + ",\n".join(json.dumps(step) for step in trace) + "\n]\n", "utf-8")
+    assert trace == json.loads(path.read_text("utf-8"))
+
+
+def test_a_wrong_move_is_refused() -> None:
+    script = Script(Layout(quadratic.SIZE, 1, 1), CONFIG, quadratic.gradients(1), quadratic.initial())
+    with pytest.raises(ValueError, match="found the move 'jump 1'"):
+        script.run(["jump 1"])
+    with pytest.raises(ValueError, match="worker 0 may not push"):
+        script.run(["push 0", "push 0"])
