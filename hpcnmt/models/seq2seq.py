@@ -1,18 +1,20 @@
 """What every model shares: configuration, tied embeddings, cost summed over target words, and the decoding interface.
 
-A model gives `hidden` states [batch, target_time, embedding]; the output projection and the cross-entropy are computed once, over the real
-target words only. Called by training, validation, scoring and beam search.
+A model gives one state for each REAL target word; the output projection and the cross-entropy are computed once, over those words
+(output_loss.py). Called by training, validation, scoring and beam search.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from hpcnmt.models.output_loss import output_loss
 
 PAD, BOS, EOS = 0, 2, 3
 
@@ -54,6 +56,14 @@ class DecoderState(Protocol):
         """The state of the hypotheses `rows` [new_rows], repeated or reordered."""
 
 
+class Words(NamedTuple):
+    """States of the real target words of a batch: word p has label `target_ids[rows[p], times[p]]`."""
+
+    states: Tensor  # [words, embedding]
+    rows: Tensor  # [words]
+    times: Tensor  # [words]
+
+
 class Seq2Seq(nn.Module, ABC):
     """A translation model. `source_ids` [batch, source_time], `target_ids` [batch, target_time] are labels: EOS-ended, PAD-filled."""
 
@@ -65,9 +75,14 @@ class Seq2Seq(nn.Module, ABC):
         self.output_bias = nn.Parameter(torch.zeros(config.vocabulary_size))
         self.drop = nn.Dropout(config.dropout)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of matrix products."""
+        return torch.bfloat16 if self.config.precision == "bf16" else torch.float32
+
     @abstractmethod
-    def hidden(self, source_ids: Tensor, source_lengths: Tensor, inputs: Tensor) -> Tensor:
-        """Teacher-forced states [batch, target_time, embedding] for decoder `inputs` (BOS, then labels but the last)."""
+    def word_states(self, source_ids: Tensor, source_lengths: Tensor, target_ids: Tensor, target_lengths: Tensor) -> Words:
+        """Teacher-forced states of the real target words, in any order; word t follows the labels before it, the first follows BOS."""
 
     @abstractmethod
     def start_decoding(self, source_ids: Tensor, source_lengths: Tensor) -> DecoderState:
@@ -86,29 +101,20 @@ class Seq2Seq(nn.Module, ABC):
         hidden, state = self.decode_hidden(previous, state)
         return F.log_softmax(self.logits(hidden).float(), -1), state
 
-    def _real_words(self, source_ids: Tensor, source_lengths: Tensor, target_ids: Tensor, target_lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits [words, vocabulary] and the mask [batch, target_time] of the real target words."""
-        inputs = F.pad(target_ids[:, :-1], (1, 0), value=BOS)
-        mask = torch.arange(target_ids.shape[1], device=target_ids.device) < target_lengths[:, None]
-        with torch.autocast(target_ids.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
-            logits = self.logits(self.hidden(source_ids, source_lengths, inputs)[mask])
-        return logits.float(), mask
-
     def loss_sum(
         self, source_ids: Tensor, source_lengths: Tensor, target_ids: Tensor, target_lengths: Tensor
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """(label-smoothed loss, plain cross-entropy without gradient), both summed over the target words, in nats."""
-        logits, mask = self._real_words(source_ids, source_lengths, target_ids, target_lengths)
-        labels = target_ids[mask]
-        loss = F.cross_entropy(logits, labels, reduction="sum", label_smoothing=self.config.label_smoothing)
-        with torch.no_grad():
-            plain = loss.detach() if self.config.label_smoothing == 0 else F.cross_entropy(logits.detach(), labels, reduction="sum")
-        return loss, plain
+        with torch.autocast(target_ids.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
+            words = self.word_states(source_ids, source_lengths, target_ids, target_lengths)
+        labels = target_ids[words.rows, words.times]
+        return output_loss(words.states, self.embedding.weight, self.output_bias, labels, self.config.label_smoothing, self.dtype)
 
     @torch.no_grad()
     def sentence_cross_entropy(self, source_ids: Tensor, source_lengths: Tensor, target_ids: Tensor, target_lengths: Tensor) -> Tensor:
         """Cross-entropy of every sentence [batch] in nats, without smoothing."""
-        logits, mask = self._real_words(source_ids, source_lengths, target_ids, target_lengths)
-        losses = torch.zeros(mask.shape, device=mask.device)
-        losses[mask] = F.cross_entropy(logits, target_ids[mask], reduction="none")
-        return losses.sum(1)
+        with torch.autocast(target_ids.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
+            words = self.word_states(source_ids, source_lengths, target_ids, target_lengths)
+            logits = self.logits(words.states).float()
+        losses = F.cross_entropy(logits, target_ids[words.rows, words.times], reduction="none")
+        return torch.zeros(len(target_ids), device=losses.device).index_add_(0, words.rows, losses)

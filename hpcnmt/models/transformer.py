@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hpcnmt.models.seq2seq import DecoderState, ModelConfig, Seq2Seq
+from hpcnmt.models.seq2seq import BOS, DecoderState, ModelConfig, Seq2Seq, Words
 
 KeysValues = tuple[Tensor, Tensor]  # each [rows, heads, time, head_dim]
 
@@ -110,13 +110,14 @@ class Transformer(Seq2Seq):
         memory = [layer.cross.keys_values(x) for layer in self.decoder]  # type: ignore[union-attr, operator]
         return TransformerState([None] * len(self.decoder), memory, mask, 0)
 
-    def hidden(self, source_ids: Tensor, source_lengths: Tensor, inputs: Tensor) -> Tensor:
+    def word_states(self, source_ids: Tensor, source_lengths: Tensor, target_ids: Tensor, target_lengths: Tensor) -> Words:
         state = self.start_decoding(source_ids, source_lengths)
-        x = self._embed(inputs, 0)
+        x = self._embed(F.pad(target_ids[:, :-1], (1, 0), value=BOS), 0)
         for layer, memory in zip(self.decoder, state.memory, strict=True):
             x, _ = layer(x, None, True, memory, state.memory_mask)
-        out: Tensor = self.decoder_norm(x)
-        return out
+        real = torch.arange(target_ids.shape[1], device=x.device) < target_lengths[:, None]
+        rows, times = real.nonzero(as_tuple=True)
+        return Words(self.decoder_norm(x[rows, times]), rows, times)
 
     def decode_hidden(self, previous: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:
         if not isinstance(state, TransformerState):

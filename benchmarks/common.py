@@ -1,0 +1,58 @@
+"""Shared by the benchmark drivers: where and on what a figure was measured, running hpcnmt, and writing the result."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+def machine() -> dict[str, Any]:
+    """Processor, cores, versions and commit."""
+    model = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), platform.processor())
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    return {
+        "processor": model, "cores": os.cpu_count(), "torch": torch.__version__, "python": platform.python_version(), "commit": commit,
+        "command": " ".join([Path(sys.executable).name, *sys.argv]),
+    }  # fmt: skip
+
+
+def run_hpcnmt(*arguments: object, output: Path | None = None) -> None:
+    """Runs one hpcnmt command; raises when it fails."""
+    command = [sys.executable, "-m", "hpcnmt", *map(str, arguments)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    if output is None:
+        subprocess.run(command, check=True, env=environment)
+    else:
+        with output.open("w") as stream:
+            subprocess.run(command, check=True, env=environment, stdout=stream)
+
+
+def set_options(settings: Sequence[str]) -> list[str]:
+    """--set flags of `settings`."""
+    return [part for setting in settings for part in ("--set", setting)]
+
+
+def records(run: Path, kind: str) -> list[dict[str, Any]]:
+    """Records of one kind from metrics.jsonl of `run`."""
+    lines = (json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines())
+    return [line for line in lines if line["kind"] == kind]
+
+
+def write_result(name: str, result: dict[str, Any]) -> Path:
+    """Writes benchmarks/results/NAME.json."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    path.write_text(json.dumps({"machine": machine()} | result, indent=1) + "\n")
+    print(f"wrote {path}")
+    return path
