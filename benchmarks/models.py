@@ -3,11 +3,13 @@
     python benchmarks/models.py PREPARED [--rounds 9]
 
 PREPARED: Multi30k with a vocabulary of 8,000. Both sides get the same batches of about 2,000 target words, in turns; median of ratios.
+In fp32, and in bf16 (model.precision; the yardstick under torch.autocast).
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import statistics
 import time
 from collections.abc import Callable
@@ -56,18 +58,19 @@ def main() -> None:
     rounds = [[loader.next_batch() for _ in range(2)] for _ in range(arguments.rounds + 1)]
     loader.close()
     result: dict[str, object] = {"vocabulary": vocabulary, "threads": 1}
-    for name, (config, yardstick) in pairs.items():
-        model = build_model(config, 1)
+    for (name, (config, yardstick)), precision in itertools.product(pairs.items(), ("fp32", "bf16")):
+        model = build_model(replace(config, precision=precision), 1)
         ours, theirs = FlatParameters(model), FlatParameters(yardstick)
         rates: dict[str, list[float]] = {"hpcnmt": [], "yardstick": []}
         for batches in rounds:
             rates["hpcnmt"].append(timed(lambda *a, model=model: model.loss_sum(*a)[0], ours.gradients, batches))  # type: ignore[misc]
-            rates["yardstick"].append(timed(yardstick.loss_sum, theirs.gradients, batches))
+            with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+                rates["yardstick"].append(timed(yardstick.loss_sum, theirs.gradients, batches))
         rates = {side: values[1:] for side, values in rates.items()}  # the first round warms up
         ratio = statistics.median(a / b for a, b in zip(rates["hpcnmt"], rates["yardstick"], strict=True))
         medians = {side: statistics.median(values) for side, values in rates.items()}
-        print(name, {side: round(value) for side, value in medians.items()}, f"ratio {ratio:.2f}", ours.size, theirs.size)
-        result[name] = {
+        print(name, precision, {side: round(value) for side, value in medians.items()}, f"ratio {ratio:.2f}", ours.size, theirs.size)
+        result[f"{name}-{precision}"] = {
             "target_words_per_s": rates, "median": medians, "median_ratio": ratio,
             "parameters": ours.size, "yardstick_parameters": theirs.size,
         }  # fmt: skip

@@ -53,7 +53,8 @@ def _data_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]
     for name in ("train-source", "train-target", "valid-source", "valid-target"):
         prepare.add_argument(f"--{name}", type=Path, required=True, help="one sentence a line; plain, .gz or .xz")
     prepare.add_argument("--out", type=Path, required=True, help="new folder")
-    prepare.add_argument("--vocabulary-size", type=int, default=4000, help="sentencepiece pieces, joint (default 4000)")
+    prepare.add_argument("--vocabulary-size", type=int, default=4000, help="sentencepiece pieces (default 4000)")
+    prepare.add_argument("--separate-vocabularies", action="store_true", help="one vocabulary for each side instead of a joint one")
     prepare.add_argument("--max-length", type=int, default=100, help="longest training sentence in pieces (default 100)")
     prepare.add_argument("--max-length-ratio", type=float, default=4.0, help="longest ratio of the two sides (default 4)")
 
@@ -87,7 +88,7 @@ def _prepare(arguments: argparse.Namespace) -> int:
     from hpcnmt.data.prepare import PrepareConfig, prepare
 
     report = prepare(PrepareConfig(**{key: value for key, value in vars(arguments).items() if key != "command"}))
-    print(f"{report.train_pairs} training and {report.valid_pairs} validation pairs, {report.vocabulary_size} pieces")
+    print(f"{report.train_pairs} training and {report.valid_pairs} validation pairs, {report.source_pieces}/{report.target_pieces} pieces")
     print(f"dropped: {', '.join(f'{count} {reason}' for reason, count in report.dropped.items()) or 'nothing'}")
     return 0
 

@@ -1,6 +1,6 @@
 """A prepared corpus: token ids of one split as memory-mapped arrays, checked against its description before use.
 
-Format (corpus.json, version 1): for every split and side `SPLIT.SIDE.ids` (uint16 or int32, little endian) and `SPLIT.SIDE.offsets` (int64,
+Format (corpus.json, version 2): for every split and side `SPLIT.SIDE.ids` (uint16 or int32, little endian) and `SPLIT.SIDE.offsets` (int64,
 sentences + 1). Written by prepare.py; read by training, validation and benchmarks.
 """
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from hpcnmt.data.batching import Ids
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 SIDES = ("source", "target")
 
 
@@ -59,7 +59,7 @@ class TokenCorpus:
         if vocabulary_digest is not None and vocabulary_digest != self.digest:
             raise ValueError(
                 f"{folder} was prepared with the vocabulary {self.digest[:12]}, found the vocabulary {vocabulary_digest[:12]}: "
-                "use the vocab.model of the same folder, or prepare the corpus again"
+                "use the vocabulary of the same folder, or prepare the corpus again"
             )
         entry = description["splits"][split]
         self._data: dict[str, tuple[NDArray[Any], Ids]] = {}

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from hpcnmt.data.corpus import FORMAT_VERSION, write_split
 from hpcnmt.data.textio import read_parallel
-from hpcnmt.data.vocabulary import Vocabulary, train_vocabulary
+from hpcnmt.data.vocabulary import JOINT_FILE, SIDE_FILES, Vocabularies, train_vocabulary
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,8 @@ class PrepareConfig:
     valid_target: Path
     out: Path
     vocabulary_size: int = 4000
+    """Pieces of the joint vocabulary, or of each of the two."""
+    separate_vocabularies: bool = False
     max_length: int = 100
     max_length_ratio: float = 4.0
 
@@ -37,7 +39,8 @@ class PrepareReport:
 
     train_pairs: int
     valid_pairs: int
-    vocabulary_size: int
+    source_pieces: int
+    target_pieces: int
     dropped: dict[str, int]
 
 
@@ -75,15 +78,25 @@ def prepare(config: PrepareConfig) -> PrepareReport:
     return report
 
 
+def _train_vocabularies(config: PrepareConfig, train: list[tuple[str, str]], work: Path) -> Vocabularies:
+    source, target = ([pair[index] for pair in train if pair[index].strip()] for index in (0, 1))
+    for path, lines in ((config.train_source, source), (config.train_target, target)):
+        if not lines:
+            raise ValueError(f"found only empty lines in {path}, expected sentences")
+    if config.separate_vocabularies:
+        for name, lines in zip(SIDE_FILES, (source, target), strict=True):
+            train_vocabulary(lines, work / name, config.vocabulary_size)
+    else:
+        train_vocabulary([line for pair in train for line in pair if line.strip()], work / JOINT_FILE, config.vocabulary_size)
+    return Vocabularies.read(work)
+
+
 def _write(config: PrepareConfig, train: list[tuple[str, str]], valid: list[tuple[str, str]], work: Path) -> PrepareReport:
-    text = [line for pair in train for line in pair if line.strip()]
-    if not text:
-        raise ValueError(f"found only empty lines in {config.train_source} and {config.train_target}, expected sentences")
-    train_vocabulary(text, work / "vocab.model", config.vocabulary_size)
-    vocabulary = Vocabulary(work / "vocab.model")
+    vocabularies = _train_vocabularies(config, train, work)
+    sides = (vocabularies.source, vocabularies.target)
     dropped: Counter[str] = Counter()
     kept: dict[str, list[list[int]]] = {"source": [], "target": []}
-    for source, target in zip(*(vocabulary.encode([pair[side] for pair in train]) for side in (0, 1)), strict=True):
+    for source, target in zip(*(side.encode([pair[index] for pair in train]) for index, side in enumerate(sides)), strict=True):
         reason = drop_reason(len(source), len(target), config)
         if reason:
             dropped[reason] += 1
@@ -92,16 +105,16 @@ def _write(config: PrepareConfig, train: list[tuple[str, str]], valid: list[tupl
             kept["target"].append(target)
     if not kept["source"]:
         raise ValueError(f"no training pair is left of {len(train)} (dropped: {dict(dropped)}): loosen --max-length or --max-length-ratio")
-    valid_ids = {side: vocabulary.encode([pair[index] for pair in valid]) for index, side in enumerate(("source", "target"))}
-    splits = {
-        "train": write_split(work, "train", kept, vocabulary.size),
-        "valid": write_split(work, "valid", valid_ids, vocabulary.size),
-    }
-    for index, side in enumerate(("source", "target")):
-        (work / f"valid.{side}.txt").write_text("".join(pair[index] + "\n" for pair in valid), "utf-8")
+    names = ("source", "target")
+    valid_ids = {name: side.encode([pair[index] for pair in valid]) for index, (name, side) in enumerate(zip(names, sides, strict=True))}
+    largest = max(side.size for side in sides)
+    splits = {split: write_split(work, split, ids, largest) for split, ids in (("train", kept), ("valid", valid_ids))}
+    for index, name in enumerate(names):
+        (work / f"valid.{name}.txt").write_text("".join(pair[index] + "\n" for pair in valid), "utf-8")
     description = {
-        "format_version": FORMAT_VERSION, "vocabulary_size": vocabulary.size, "vocabulary_digest": vocabulary.digest,
+        "format_version": FORMAT_VERSION, "vocabulary_size": vocabularies.target.size,
+        "source_vocabulary_size": vocabularies.separate_source_size, "vocabulary_digest": vocabularies.digest,
         "splits": splits, "dropped": dict(dropped),
     }  # fmt: skip
     (work / "corpus.json").write_text(json.dumps(description, indent=2) + "\n", "utf-8")
-    return PrepareReport(len(kept["source"]), len(valid), vocabulary.size, dict(dropped))
+    return PrepareReport(len(kept["source"]), len(valid), vocabularies.source.size, vocabularies.target.size, dict(dropped))

@@ -1,14 +1,20 @@
-"""The sentencepiece vocabulary. Ids: PAD 0, UNK 1, BOS 2, EOS 3. Trained by `prepare`, loaded by training and inference."""
+"""Sentencepiece vocabularies, joint or one for each side. Ids: PAD 0, UNK 1, BOS 2, EOS 3.
+
+Trained by `prepare`, loaded by training and inference. A folder holds either vocab.model or vocab.source.model and vocab.target.model.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import sentencepiece
 
 PAD, UNK, BOS, EOS = 0, 1, 2, 3
+JOINT_FILE, SIDE_FILES = "vocab.model", ("vocab.source.model", "vocab.target.model")
 
 
 def train_vocabulary(lines: Iterable[str], path: Path, size: int) -> None:
@@ -48,3 +54,42 @@ class Vocabulary:
         """Text of one sequence of ids."""
         text: str = self._model.decode(ids)
         return text
+
+
+@dataclass(frozen=True)
+class Vocabularies:
+    """The vocabularies of the two sides; a joint one is the same object twice."""
+
+    source: Vocabulary
+    target: Vocabulary
+
+    @classmethod
+    def read(cls, folder: Path) -> Vocabularies:
+        """Those of a prepared folder or a run folder; ValueError when there are none."""
+        if any((folder / name).is_file() for name in SIDE_FILES):
+            source, target = (Vocabulary(folder / name) for name in SIDE_FILES)
+            return cls(source, target)
+        joint = Vocabulary(folder / JOINT_FILE)
+        return cls(joint, joint)
+
+    @property
+    def joint(self) -> bool:
+        """True when one vocabulary serves both sides."""
+        return self.source is self.target
+
+    @property
+    def digest(self) -> str:
+        """Identifies the pair."""
+        return self.target.digest if self.joint else hashlib.sha256((self.source.digest + self.target.digest).encode()).hexdigest()
+
+    @property
+    def separate_source_size(self) -> int:
+        """Pieces of a source vocabulary of its own; 0 when joint."""
+        return 0 if self.joint else self.source.size
+
+
+def copy_vocabularies(source: Path, target: Path) -> None:
+    """Copies the vocabulary files of folder `source` into folder `target`."""
+    for name in (JOINT_FILE, *SIDE_FILES):
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)

@@ -6,6 +6,7 @@ Only time in which this process itself was running counts: a poll that took long
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,15 +17,18 @@ class DeadlineConfig:
     """Limits of waiting, in increasing order."""
 
     stall_warning_s: float = 30.0
+    cut_s: float = 60.0
+    """A consistent cut that a silent worker holds up for so long is cancelled."""
     peer_s: float = 300.0
     job_s: float = 900.0
     longest_poll_s: float = 1.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.longest_poll_s < self.stall_warning_s < self.peer_s < self.job_s:
+        if not (0 < self.longest_poll_s < self.stall_warning_s < self.peer_s < self.job_s and 0 < self.cut_s < self.peer_s):
             raise ValueError(
-                f"found deadlines longest_poll_s={self.longest_poll_s}, stall_warning_s={self.stall_warning_s}, peer_s={self.peer_s}, "
-                f"job_s={self.job_s}; expected 0 < longest_poll_s < stall_warning_s < peer_s < job_s"
+                f"found deadlines longest_poll_s={self.longest_poll_s}, stall_warning_s={self.stall_warning_s}, cut_s={self.cut_s}, "
+                f"peer_s={self.peer_s}, job_s={self.job_s}; "
+                "expected 0 < longest_poll_s < stall_warning_s < peer_s < job_s and 0 < cut_s < peer_s"
             )
 
     def wait(self, what: str, done: Callable[[], bool], pause: Callable[[], None], limit_s: float | None = None) -> float:
@@ -39,10 +43,10 @@ class DeadlineConfig:
             last = now
             if counted > self.stall_warning_s and not warned:
                 warned = True
-                print(f"waiting for {what} since {counted:.0f} s (limit {limit_s:.0f} s)", flush=True)
+                print(f"waiting for {what} since {counted:.0f} s (limit {limit_s:.0f} s)", file=sys.stderr, flush=True)
             if counted > limit_s:
                 raise RuntimeError(
                     f"waited {counted:.0f} s for {what}, expected at most {limit_s:.0f} s: is that rank alive? "
-                    "raise training.deadlines.peer_s if it is only slow"
+                    "raise deadlines.peer_s if it is only slow"
                 )
         return time.monotonic() - begin

@@ -17,6 +17,8 @@ from torch import Tensor
 from hpcnmt.distributed.deadlines import DeadlineConfig
 from hpcnmt.distributed.layout import (
     APPLIED,
+    CANCEL,
+    CANCELLED,
     CUT,
     FINAL_SNAPSHOT,
     FLAG,
@@ -47,7 +49,7 @@ class Exchange:
         self.sequence = 0
         self.versions = [-1] * layout.shards
         self.global_words = 0
-        self.cut_raised = self.cut_marked = self.snapshot_read = 0
+        self.cut_raised = self.cut_marked = self.cut_cancelled = self.snapshot_read = 0
         self.snapshot_words = 0  # global target words of the snapshot last read
         self.snapshot_available = 0  # newest snapshot seen on all shards at the last pull
         self.stopped = False  # worker 0 has asked all to end
@@ -83,13 +85,27 @@ class Exchange:
 
     def finish_push(self) -> None:
         """Waits until every shard has applied the last push."""
-        offset = self.transport.layout.worker_block(self.worker) + APPLIED
         for shard in range(len(self._slices)):
             self.wait_s += self.deadlines.wait(
                 f"shard {shard} to apply push {self.sequence} of worker {self.worker}",
-                lambda shard=shard: int(self.transport.read_words(shard, offset, 1)[0]) == self.sequence,  # type: ignore[misc]
+                lambda shard=shard: self._is_applied(shard),  # type: ignore[misc]
                 self.transport.pause,
             )
+
+    def _is_applied(self, shard: int) -> bool:
+        offset = self.transport.layout.worker_block(self.worker) + APPLIED
+        if int(self.transport.read_words(shard, offset, 1)[0]) == self.sequence:
+            return True
+        if self.cut_marked > max(self.cut_cancelled, self.snapshot_available):  # the push may be held by a cut
+            self._relay_cancelled(self._header(0))
+        return False
+
+    def _relay_cancelled(self, first_header: Words) -> None:
+        """Carries the decision of shard 0 that a cut is cancelled to the other shards."""
+        if int(first_header[CANCELLED]) > self.cut_cancelled:
+            self.cut_cancelled = int(first_header[CANCELLED])
+            for shard in range(1, len(self._slices)):
+                self.transport.raise_flag(shard, self.transport.layout.worker_block(self.worker) + CANCEL, self.cut_cancelled)
 
     def pull(self, replica: Tensor) -> None:
         """Fills `replica` [parameters] with a published version of every shard and records the versions."""
@@ -102,7 +118,10 @@ class Exchange:
             if shard == 0:
                 self.cut_raised = int(header[CUT])
                 self.stopped = bool(header[STOP])
-        self.global_words, self.snapshot_available = min(words_seen), min(snapshots)
+                self._relay_cancelled(header)
+        self.global_words = min(words_seen)
+        if len(set(snapshots)) == 1:
+            self.snapshot_available = snapshots[0]
 
     def _pull_slice(self, shard: int, out: Tensor) -> Words:
         slots = self.transport.layout.ring_slots

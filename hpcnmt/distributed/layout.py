@@ -9,10 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 # Control words of one shard (int64). A block of header words, then one block for each worker.
-VERSION, GLOBAL_WORDS, CUT, SNAPSHOT, FAREWELLS, STOP, SNAPSHOT_WORDS = 0, 1, 2, 3, 4, 5, 6
+VERSION, GLOBAL_WORDS, CUT, SNAPSHOT, FAREWELLS, STOP, SNAPSHOT_WORDS, CANCELLED = range(8)
 HEADER_WORDS = 8
 # Words of a worker's block: the flag is raised last; the sequence stands at both ends of the message.
-FLAG, APPLIED, HEAD, MESSAGE, TAIL = 0, 1, 2, 3, 15
+FLAG, APPLIED, CANCEL, HEAD, MESSAGE, TAIL = 0, 1, 2, 3, 4, 15
 WORKER_WORDS = 16
 FINAL_SNAPSHOT = 2**62
 
@@ -55,6 +55,14 @@ class Layout:
     def worker_block(self, worker: int) -> int:
         """First control word of `worker`."""
         return HEADER_WORDS + WORKER_WORDS * worker
+
+    def memory_text(self) -> str:
+        """One line on the window memory of the largest shard, for the log."""
+        slice_mb = 4e-6 * self.slice_size(0)
+        return (
+            f"window memory of a shard: {self.shard_bytes(0) / 1e6:.1f} MB = inbox {self.workers} x {slice_mb:.1f} "
+            f"+ ring {self.ring_slots} x {slice_mb:.1f} + snapshot {slice_mb:.1f}; {self.shards} shards"
+        )
 
     def shard_bytes(self, shard: int) -> int:
         """Window memory of one shard: inbox, ring, snapshot slot, control."""

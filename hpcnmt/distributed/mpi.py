@@ -54,12 +54,15 @@ def check_world(workers: int, shards: int) -> None:
 
 
 def check_memory(layout: Layout) -> None:
-    """Raises RuntimeError when the shards of this host would not fit into /dev/shm (where one-node windows live)."""
-    needed = sum(layout.shard_bytes(shard) for shard in range(layout.shards))
+    """Raises RuntimeError when the shards of this host would not fit into /dev/shm (where the windows of one host live)."""
+    host = MPI.COMM_WORLD.Split_type(MPI.COMM_TYPE_SHARED)
+    ranks = host.allgather(MPI.COMM_WORLD.rank)
+    host.Free()
+    needed = sum(layout.shard_bytes(rank - layout.workers) for rank in ranks if rank >= layout.workers)
     free = os.statvfs("/dev/shm").f_bavail * os.statvfs("/dev/shm").f_frsize if os.path.isdir("/dev/shm") else needed
     if needed > free:
         raise RuntimeError(
-            f"the shards need {needed / 1e6:.0f} MB of window memory, found {free / 1e6:.0f} MB free in /dev/shm: "
+            f"the shards of this host need {needed / 1e6:.0f} MB of window memory, found {free / 1e6:.0f} MB free in /dev/shm: "
             "use a smaller model, fewer workers, a smaller ring_slots, or more nodes"
         )
 

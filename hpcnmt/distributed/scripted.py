@@ -6,6 +6,7 @@ A script is a list of moves, one text each:
     pull W         worker W pulls a replica and swaps it in
     farewell W     worker W sends its last message
     read W         worker W reads the snapshot of the cut
+    wait N         N seconds pass on the clock of the shards
     flag_first W   a broken worker: raises the flag before its header (the shard must not apply it)
 `Script.run` gives a trace: what every shard holds after every move. Golden traces of the tests are such lists in JSON.
 """
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from hpcnmt.distributed.deadlines import DeadlineConfig
 from hpcnmt.distributed.exchange import Exchange
-from hpcnmt.distributed.layout import APPLIED, FINAL_SNAPSHOT, FLAG, SNAPSHOT, Layout
+from hpcnmt.distributed.layout import APPLIED, CANCELLED, FINAL_SNAPSHOT, FLAG, SNAPSHOT, Layout
 from hpcnmt.distributed.message import Kind, PushHeader
 from hpcnmt.distributed.shard import ShardConfig
 from hpcnmt.distributed.virtual import LocalShards
@@ -34,6 +35,9 @@ class Script:
 
     def __init__(self, layout: Layout, config: ShardConfig, gradient_of: GradientOf, initial: Tensor, clip_norm: float = 1.0) -> None:
         self.world = LocalShards(layout, config)
+        self.now_s = 0.0
+        for shard in self.world.shards:
+            shard.clock = lambda: self.now_s
         self.gradient_of, self.clip_norm = gradient_of, clip_norm
         self.exchanges = [Exchange(self.world.transport, index, DeadlineConfig()) for index in range(layout.workers)]
         self.exchanges[0].send_initial(initial)
@@ -49,7 +53,7 @@ class Script:
             name, _, number = move.partition(" ")
             action = getattr(self, f"_{name}", None)
             if action is None or not number.isdigit():
-                raise ValueError(f"found the move {move!r}, expected: push W, serve S, pull W, farewell W, read W or flag_first W")
+                raise ValueError(f"found the move {move!r}, expected: push W, serve S, pull W, farewell W, read W, wait N or flag_first W")
             action(int(number))
             trace.append({"move": move, "shards": [self._state(index) for index in range(len(self.world.shards))]})
         return trace
@@ -62,7 +66,7 @@ class Script:
         return {
             "version": shard.version, "words": shard.words, "flags": [int(control[b + FLAG]) for b in blocks],
             "applied": [int(control[b + APPLIED]) for b in blocks], "held": sorted(shard.marked),
-            "snapshot": "final" if snapshot == FINAL_SNAPSHOT else snapshot,
+            "snapshot": "final" if snapshot == FINAL_SNAPSHOT else snapshot, "cancelled": int(control[CANCELLED]),
             "staleness": [[k, v] for k, v in sorted(shard.staleness.items())],
         }  # fmt: skip
 
@@ -96,6 +100,9 @@ class Script:
 
     def _read(self, worker: int) -> None:
         self.exchanges[worker].read_snapshot(torch.empty_like(self.replicas[worker]))
+
+    def _wait(self, seconds: int) -> None:
+        self.now_s += seconds
 
     def _flag_first(self, worker: int) -> None:
         layout, exchange = self.world.layout, self.exchanges[worker]

@@ -6,18 +6,25 @@ for a worker.
 
 Consistent cut: shard 0 raises a cut number every `cut_words` target words. A push marked with the cut is its worker's last before it; later
 pushes are held until every worker's marked push (or farewell) is applied; then the state is copied into the snapshot slot. The next cut
-is raised only after worker 0 has read the last one. Run by `mpi.py`, or in one process (transport.py).
+is raised only after worker 0 has read the last one. A worker that stays silent would hold the others: after `cut_deadline_s` shard 0 alone
+decides to cancel the cut; the workers carry its decision to the other shards, and no cut is raised until every worker has been heard again.
+A shard that had published the cancelled cut already keeps it unread: worker 0 reads only what stands on ALL shards.
+Run by `mpi.py`, or in one process (transport.py).
 """
 
 from __future__ import annotations
 
+import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from hpcnmt.distributed.layout import (
     APPLIED,
+    CANCEL,
+    CANCELLED,
     CUT,
     FAREWELLS,
     FINAL_SNAPSHOT,
@@ -44,17 +51,23 @@ class ShardConfig:
     update: UpdateConfig = field(default_factory=UpdateConfig)
     cut_words: int = 0
     """Global target words between two consistent cuts (shard 0 decides); 0 = none."""
+    cut_deadline_s: float = 0.0
+    """Seconds after which shard 0 cancels a cut that a silent worker holds up; 0 = never."""
 
 
 class Shard:
     """Logic and state of shard `index`; `memory` is its only contact with the world."""
 
-    def __init__(self, index: int, layout: Layout, config: ShardConfig, memory: ShardMemory) -> None:
-        self.index, self.layout, self.config, self.memory = index, layout, config, memory
+    def __init__(
+        self, index: int, layout: Layout, config: ShardConfig, memory: ShardMemory, clock: Callable[[], float] = time.monotonic
+    ) -> None:  # fmt: skip
+        self.index, self.layout, self.config, self.memory, self.clock = index, layout, config, memory, clock
         self.update = Update(layout.slice_size(index), config.update)
         self.version, self.cut = -1, 0
         self.next_cut_words = config.cut_words
         self.snapshot_read = 0
+        self.cut_raised_s = 0.0
+        self.heard: set[int] = set(range(layout.workers))  # workers that have pushed since the last cancelled cut
         self.marked: set[int] = set()
         self.departed: set[int] = set()
         self.staleness: Counter[int] = Counter()
@@ -74,6 +87,7 @@ class Shard:
 
     def serve_once(self) -> bool:
         """Applies at most one push of every worker; returns whether anything was done."""
+        self._cancel_a_late_cut()
         control, worked, first = self.memory.control, False, self._next_worker
         for step in range(self.layout.workers):
             worker = (first + step) % self.layout.workers
@@ -114,8 +128,23 @@ class Shard:
         self.update.apply(ring[self.version % slots], gradient_sum, target_words, out=ring[(self.version + 1) % slots])
         self.version += 1
 
+    def _cancel_a_late_cut(self) -> None:
+        control, layout = self.memory.control, self.layout
+        if self.index == 0:
+            open_cut = int(control[CUT]) > max(int(control[SNAPSHOT]), int(control[CANCELLED]))
+            late = open_cut and 0 < self.config.cut_deadline_s < self.clock() - self.cut_raised_s
+            cancelled = int(control[CUT]) if late else 0
+        else:
+            cancelled = max(int(control[layout.worker_block(worker) + CANCEL]) for worker in range(layout.workers))
+        if cancelled > int(control[CANCELLED]):
+            control[CANCELLED] = cancelled
+            self.heard.clear()
+            if self.cut <= cancelled:
+                self.marked.clear()
+
     def _after(self, worker: int, header: PushHeader) -> None:
         control = self.memory.control
+        self.heard.add(worker)
         self.snapshot_read = max(self.snapshot_read, header.snapshot_read)
         if header.stop:
             control[STOP] = 1
@@ -123,16 +152,19 @@ class Shard:
             self.departed.add(worker)
             control[FAREWELLS] = len(self.departed)
         self.cut = max(self.cut, header.cut)
-        if header.cut and header.cut == self.cut and int(control[SNAPSHOT]) < self.cut:
+        closed = max(int(control[SNAPSHOT]), int(control[CANCELLED]))
+        if header.cut == self.cut > closed:
             self.marked.add(worker)
-        if self.cut > int(control[SNAPSHOT]) and len(self.marked | self.departed) == self.layout.workers:
+        if self.cut > closed and len(self.marked | self.departed) == self.layout.workers:
             self._publish(self.cut)
             self.marked.clear()
         if self.finished:
             self._publish(FINAL_SNAPSHOT)
         due = self.config.cut_words and self.words >= self.next_cut_words and self.snapshot_read == int(control[SNAPSHOT])
-        if self.index == 0 and due and int(control[CUT]) == int(control[SNAPSHOT]):
+        all_heard = len(self.heard | self.departed) == self.layout.workers
+        if self.index == 0 and due and all_heard and int(control[CUT]) == max(int(control[SNAPSHOT]), int(control[CANCELLED])):
             control[CUT] += 1
+            self.cut_raised_s = self.clock()
             self.next_cut_words = self.words + self.config.cut_words
 
     def _publish(self, number: int) -> None:

@@ -20,13 +20,13 @@ SCORE_BATCH_WORDS = 4000
 
 def translate(run: Path, source: IO[bytes], target: TextIO, beam: BeamConfig, batch_sentences: int) -> None:
     """Translates the lines of `source` in chunks, in order, and writes each chunk as soon as it is done."""
-    model, vocabulary = RunFolder(run).load()
+    model, vocabularies = RunFolder(run).load()
     first = 0
     while True:
         lines = [decode_line(raw, "standard input", first + i) for i, raw in zip(range(1, CHUNK_LINES + 1), source, strict=False)]
         if not lines:
             return
-        for number, found in enumerate(translate_lines(model, vocabulary, lines, beam, batch_sentences), first):
+        for number, found in enumerate(translate_lines(model, vocabularies, lines, beam, batch_sentences), first):
             for one in found:
                 target.write(f"{number} ||| {one.text} ||| {one.score:.4f}\n" if beam.n_best > 1 else f"{one.text}\n")
         target.flush()
@@ -36,8 +36,11 @@ def translate(run: Path, source: IO[bytes], target: TextIO, beam: BeamConfig, ba
 def score(run: Path, source: Path, reference: Path, normalize: bool) -> list[float]:
     """Log-probability (nats) of every reference given its source; divided by its words (EOS counted) with `normalize`."""
     pairs = read_parallel(source, reference)
-    model, vocabulary = RunFolder(run).load()
-    sources, targets = ([np.array(ids, np.int64) for ids in vocabulary.encode([p[side] for p in pairs])] for side in (0, 1))
+    model, vocabularies = RunFolder(run).load()
+    sources, targets = (
+        [np.array(ids, np.int64) for ids in vocabulary.encode([pair[side] for pair in pairs])]
+        for side, vocabulary in enumerate((vocabularies.source, vocabularies.target))
+    )
     lengths = np.array([len(row) for row in targets])
     results = [0.0] * len(pairs)
     for rows in cut_by_words(np.argsort(lengths, kind="stable"), lengths, SCORE_BATCH_WORDS):
@@ -51,8 +54,8 @@ def score(run: Path, source: Path, reference: Path, normalize: bool) -> list[flo
 def evaluate(run: Path, source: Path, reference: Path, beam: BeamConfig, batch_sentences: int) -> dict[str, float | str]:
     """BLEU and chrF of the translations, with sacreBLEU's signatures."""
     pairs = read_parallel(source, reference)
-    model, vocabulary = RunFolder(run).load()
-    hypotheses = [found[0].text for found in translate_lines(model, vocabulary, [p[0] for p in pairs], beam, batch_sentences)]
+    model, vocabularies = RunFolder(run).load()
+    hypotheses = [found[0].text for found in translate_lines(model, vocabularies, [p[0] for p in pairs], beam, batch_sentences)]
     references = [[p[1] for p in pairs]]
     result: dict[str, float | str] = {"sentences": len(pairs)}
     for name, metric in (("bleu", sacrebleu.BLEU(force=True)), ("chrf", sacrebleu.CHRF())):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from hpcnmt.data.batching import make_batch
-from hpcnmt.data.vocabulary import Vocabulary
+from hpcnmt.data.vocabulary import Vocabularies
 from hpcnmt.inference.beam import BeamConfig, beam_search
 from hpcnmt.models.seq2seq import Seq2Seq
 
@@ -21,10 +21,10 @@ class Translation:
 
 
 def translate_lines(
-    model: Seq2Seq, vocabulary: Vocabulary, lines: list[str], config: BeamConfig, batch_sentences: int = 64
+    model: Seq2Seq, vocabularies: Vocabularies, lines: list[str], config: BeamConfig, batch_sentences: int = 64
 ) -> list[list[Translation]]:  # fmt: skip
     """The n-best translations of every line, best first."""
-    rows = [np.array(ids, np.int64) for ids in vocabulary.encode(lines)]
+    rows = [np.array(ids, np.int64) for ids in vocabularies.source.encode(lines)]
     results: list[list[Translation]] = [[Translation("", 0.0)] for _ in lines]
     order = sorted((i for i, row in enumerate(rows) if len(row)), key=lambda i: len(rows[i]))
     for begin in range(0, len(order), batch_sentences):
@@ -32,5 +32,5 @@ def translate_lines(
         batch = make_batch([rows[i] for i in chosen], [rows[i] for i in chosen], chosen)
         found = beam_search(model, batch.source_ids, batch.source_lengths, config)
         for index, hypotheses in zip(chosen, found, strict=True):
-            results[index] = [Translation(vocabulary.decode(h.ids), h.score) for h in hypotheses]
+            results[index] = [Translation(vocabularies.target.decode(h.ids), h.score) for h in hypotheses]
     return results

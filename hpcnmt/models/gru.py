@@ -59,7 +59,7 @@ class GruWeights(nn.Module):
 
 
 class ShallowGru(Seq2Seq):
-    """Bidirectional GRU encoder, conditional GRU decoder, three-way tied embeddings."""
+    """Bidirectional GRU encoder, conditional GRU decoder, tied embeddings."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
@@ -81,7 +81,7 @@ class ShallowGru(Seq2Seq):
         """Annotations in padded form; row r of the batch goes to row `place[r]`."""
         packing = Packing.of(source_lengths)
         rows, times = packing.rows, packing.times
-        words = self.drop(self.embedding(source_ids[rows, times]))
+        words = self.drop(self.source_embedding(source_ids[rows, times]))
         position = torch.zeros_like(source_ids)
         position[rows, times] = torch.arange(len(rows), device=rows.device)
         mirrored = position[rows, source_lengths[rows] - 1 - times]  # packed place of the same word counted from the end

@@ -21,10 +21,12 @@ PAD, BOS, EOS = 0, 2, 3
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Shape of a model. Tied embeddings: one matrix for source, target and output."""
+    """Shape of a model. Tied embeddings: one matrix for source, target and output; for target and output when vocabularies are separate."""
 
     type: Literal["transformer", "gru"] = "transformer"
     vocabulary_size: int = 4000
+    source_vocabulary_size: int = 0
+    """Size of a source vocabulary of its own; 0 = the vocabulary is joint."""
     embedding_dim: int = 256
     hidden_dim: int = 512
     """State of the GRU."""
@@ -72,8 +74,17 @@ class Seq2Seq(nn.Module, ABC):
         self.config = config
         self.embedding = nn.Embedding(config.vocabulary_size, config.embedding_dim)
         nn.init.normal_(self.embedding.weight, std=config.embedding_dim**-0.5)
+        self.own_source_embedding: nn.Embedding | None = None
+        if config.source_vocabulary_size:
+            self.own_source_embedding = nn.Embedding(config.source_vocabulary_size, config.embedding_dim)
+            nn.init.normal_(self.own_source_embedding.weight, std=config.embedding_dim**-0.5)
         self.output_bias = nn.Parameter(torch.zeros(config.vocabulary_size))
         self.drop = nn.Dropout(config.dropout)
+
+    @property
+    def source_embedding(self) -> nn.Embedding:
+        """Embedding of source words: the shared one unless the vocabularies are separate."""
+        return self.embedding if self.own_source_embedding is None else self.own_source_embedding
 
     @property
     def dtype(self) -> torch.dtype:

@@ -86,7 +86,7 @@ class TransformerState:
 
 
 class Transformer(Seq2Seq):
-    """Pre-norm encoder-decoder with three-way tied embeddings."""
+    """Pre-norm encoder-decoder with tied embeddings."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
@@ -94,16 +94,16 @@ class Transformer(Seq2Seq):
         self.decoder = nn.ModuleList([Layer(config, True) for _ in range(config.decoder_layers)])
         self.encoder_norm, self.decoder_norm = nn.LayerNorm(config.embedding_dim), nn.LayerNorm(config.embedding_dim)
 
-    def _embed(self, ids: Tensor, position: int) -> Tensor:
+    def _embed(self, embedding: nn.Embedding, ids: Tensor, position: int) -> Tensor:
         dim = self.config.embedding_dim
         places = sinusoids(position, ids.shape[1], dim).to(ids.device)
-        embedded: Tensor = self.drop(self.embedding(ids) * math.sqrt(dim) + places)
+        embedded: Tensor = self.drop(embedding(ids) * math.sqrt(dim) + places)
         return embedded
 
     def start_decoding(self, source_ids: Tensor, source_lengths: Tensor) -> TransformerState:
         real = torch.arange(source_ids.shape[1], device=source_ids.device) < source_lengths[:, None]
         mask = real[:, None, None, :]
-        x = self._embed(source_ids, 0)
+        x = self._embed(self.source_embedding, source_ids, 0)
         for layer in self.encoder:
             x, _ = layer(x, mask, False)
         x = self.encoder_norm(x)
@@ -112,7 +112,7 @@ class Transformer(Seq2Seq):
 
     def word_states(self, source_ids: Tensor, source_lengths: Tensor, target_ids: Tensor, target_lengths: Tensor) -> Words:
         state = self.start_decoding(source_ids, source_lengths)
-        x = self._embed(F.pad(target_ids[:, :-1], (1, 0), value=BOS), 0)
+        x = self._embed(self.embedding, F.pad(target_ids[:, :-1], (1, 0), value=BOS), 0)
         for layer, memory in zip(self.decoder, state.memory, strict=True):
             x, _ = layer(x, None, True, memory, state.memory_mask)
         real = torch.arange(target_ids.shape[1], device=x.device) < target_lengths[:, None]
@@ -122,7 +122,7 @@ class Transformer(Seq2Seq):
     def decode_hidden(self, previous: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:
         if not isinstance(state, TransformerState):
             raise TypeError(f"found a {type(state).__name__}, expected the TransformerState of start_decoding")
-        x = self._embed(previous[:, None], state.position)
+        x = self._embed(self.embedding, previous[:, None], state.position)
         past: list[KeysValues | None] = []
         for layer, memory, before in zip(self.decoder, state.memory, state.past, strict=True):
             x, own = layer(x, None, False, memory, state.memory_mask, before)

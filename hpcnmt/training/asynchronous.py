@@ -6,6 +6,7 @@ Validation goes on between two windows of worker 0 while the other workers train
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import torch
@@ -21,18 +22,23 @@ from hpcnmt.distributed.worker import BatchCounts, WorkerLoop
 from hpcnmt.training.recipe import Recipe
 from hpcnmt.training.setup import Trainee
 
+REJECTS_WORTH_A_WORD = 0.02
+"""Share of repeated pulls above which the run says what to change."""
+
 
 def run_rank(recipe: Recipe, data: Path, run: Path, workers: int, shards: int) -> None:
     """The whole life of this rank."""
     check_world(workers, shards)
     trainee = Trainee.build(recipe, data)
     layout = Layout(trainee.flat.size, workers, shards, recipe.training.ring_slots)
+    if MPI.COMM_WORLD.rank == 0:
+        print(layout.memory_text(), file=sys.stderr, flush=True)  # before it is allocated
     check_memory(layout)
     windows = MpiWindows(layout, recipe.deadlines)
     rank = windows.comm.rank
     if rank >= workers:
         torch.set_num_threads(1)
-        shard = windows.serve(ShardConfig(recipe.update, recipe.validation.every_words))
+        shard = windows.serve(ShardConfig(recipe.update, recipe.validation.every_words, recipe.deadlines.cut_s))
         staleness = {str(k): v for k, v in sorted(shard.staleness.items())}
         report = {"updates": shard.version, "target_words": shard.words, "staleness": staleness}
         (run / f"shard-{shard.index}.json").write_text(json.dumps(report) + "\n", "utf-8")
@@ -102,3 +108,8 @@ class _Worker:
             "rejected_pulls": self.exchange.rejected_pulls,
         }  # fmt: skip
         self.journal.record("end", words, values)
+        if self.exchange.rejected_pulls > REJECTS_WORTH_A_WORD * self.exchange.sequence:
+            self.journal.say(
+                f"{self.exchange.rejected_pulls} of {self.exchange.sequence} pulls were overrun by updates and repeated: "
+                "raise training.ring_slots"
+            )

@@ -98,8 +98,9 @@ def _value(recipe: Recipe, name: str) -> Any:
 def build_recipe(mapping: dict[str, Any]) -> Recipe:
     """The typed recipe. Raises ValueError for unknown options, wrong values and options without effect in the chosen mode."""
     recipe, default = from_mapping(Recipe, mapping), Recipe()
-    if recipe.model.vocabulary_size != default.model.vocabulary_size:
-        raise ValueError("model.vocabulary_size has no effect in a recipe: it is that of the prepared corpus, remove it")
+    for name in ("model.vocabulary_size", "model.source_vocabulary_size"):
+        if _value(recipe, name) != _value(default, name):
+            raise ValueError(f"{name} has no effect in a recipe: it is that of the prepared corpus, remove it")
     for (chooser, value), names in WITHOUT_EFFECT.items():
         for name in names if str(_value(recipe, chooser)) == value else ():
             if _value(recipe, name) != _value(default, name):

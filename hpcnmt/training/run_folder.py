@@ -1,4 +1,4 @@
-"""The folder of one run: config.json, vocab.model, model.safetensors (best), final.safetensors, metrics.jsonl, tensorboard/, shard-N.json.
+"""The folder of one run: config.json, vocabularies, model.safetensors (best), final.safetensors, metrics.jsonl, tensorboard/, shard-N.json.
 
 Created by the first worker (which refuses an existing folder), read by translate, score, evaluate and summary.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from hpcnmt.config import from_mapping
-from hpcnmt.data.vocabulary import Vocabulary
+from hpcnmt.data.vocabulary import Vocabularies, copy_vocabularies
 from hpcnmt.models.build import build_model
 from hpcnmt.models.seq2seq import ModelConfig, Seq2Seq
 from hpcnmt.training.recipe import Recipe
@@ -36,12 +35,13 @@ class RunFolder:
         self.path = path
 
     @classmethod
-    def create(cls, path: Path, recipe: Recipe, vocabulary: Path, context: dict[str, Any]) -> RunFolder:
-        """Makes the folder with the resolved recipe and `context` (versions, ranks); ValueError when it exists."""
+    def create(cls, path: Path, recipe: Recipe, prepared: Path, context: dict[str, Any]) -> RunFolder:
+        """Makes the folder with the resolved recipe, `context` (versions, ranks) and the vocabularies of `prepared`;
+        ValueError when it exists."""
         refuse_existing(path)
         path.mkdir(parents=True)
         (path / "config.json").write_text(json.dumps(asdict(recipe) | {"context": context}, indent=2) + "\n", "utf-8")
-        shutil.copyfile(vocabulary, path / "vocab.model")
+        copy_vocabularies(prepared, path)
         return cls(path)
 
     def save_model(self, tensors: dict[str, Tensor], name: str) -> None:
@@ -50,8 +50,8 @@ class RunFolder:
         save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, temporary)
         temporary.rename(self.path / f"{name}.safetensors")
 
-    def load(self) -> tuple[Seq2Seq, Vocabulary]:
-        """The best model in evaluation mode, and its vocabulary. Raises ValueError for missing or unfitting files."""
+    def load(self) -> tuple[Seq2Seq, Vocabularies]:
+        """The best model in evaluation mode, and its vocabularies. Raises ValueError for missing or unfitting files."""
         config, weights = self.path / "config.json", self.path / "model.safetensors"
         for path in (config, weights):
             if not path.is_file():
@@ -60,15 +60,17 @@ class RunFolder:
             section = json.loads(config.read_text("utf-8"))["model"]
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{config} is not the configuration of a run ({error})") from error
-        vocabulary = Vocabulary(self.path / "vocab.model")
+        vocabularies = Vocabularies.read(self.path)
         model = build_model(from_mapping(ModelConfig, section, "model."), 0)
-        if model.config.vocabulary_size != vocabulary.size:
-            raise ValueError(f"found {vocabulary.size} pieces in {self.path}/vocab.model, expected {model.config.vocabulary_size}")
+        found = (vocabularies.target.size, vocabularies.separate_source_size)
+        expected = (model.config.vocabulary_size, model.config.source_vocabulary_size)
+        if found != expected:
+            raise ValueError(f"found vocabularies of {found} pieces in {self.path}, expected {expected}: take those of the same run")
         try:
             model.load_state_dict(load_file(weights))
         except (SafetensorError, RuntimeError) as error:
             raise ValueError(f"{weights} does not fit {config}: {error}") from error
-        return model.requires_grad_(False).eval(), vocabulary
+        return model.requires_grad_(False).eval(), vocabularies
 
     def records(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl; a last line that was cut off is left out."""

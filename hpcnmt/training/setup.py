@@ -14,12 +14,19 @@ from hpcnmt.data.corpus import TokenCorpus, read_description
 from hpcnmt.distributed.layout import Layout
 from hpcnmt.distributed.worker import BatchCounts
 from hpcnmt.models.build import build_model
-from hpcnmt.models.seq2seq import Seq2Seq
+from hpcnmt.models.seq2seq import ModelConfig, Seq2Seq
 from hpcnmt.optim.flat import FlatParameters
 from hpcnmt.training.journal import Journal
 from hpcnmt.training.recipe import Recipe
 from hpcnmt.training.run_folder import RunFolder
 from hpcnmt.training.validation import Validation
+
+
+def _sized(model: ModelConfig, data: Path) -> ModelConfig:
+    """`model` for the vocabularies of the prepared folder `data`."""
+    description = read_description(data)
+    source_size = int(description["source_vocabulary_size"])
+    return replace(model, vocabulary_size=int(description["vocabulary_size"]), source_vocabulary_size=source_size)
 
 
 @dataclass
@@ -34,8 +41,7 @@ class Trainee:
     @classmethod
     def build(cls, recipe: Recipe, data: Path) -> Trainee:
         """Builds the model for the vocabulary of the prepared folder `data`."""
-        size = int(read_description(data)["vocabulary_size"])
-        recipe = replace(recipe, model=replace(recipe.model, vocabulary_size=size))
+        recipe = replace(recipe, model=_sized(recipe.model, data))
         model = build_model(recipe.model, recipe.training.seed)
         return cls(recipe, data, model, FlatParameters(model))
 
@@ -56,7 +62,7 @@ class Trainee:
             "hpcnmt": hpcnmt.__version__, "torch": torch.__version__, "python": platform.python_version(), "mpi": mpi,
             "workers": workers, "shards": shards, "parameters": self.flat.size, "data": str(self.data),
         }  # fmt: skip
-        run = RunFolder.create(path, self.recipe, self.data / "vocab.model", context)
+        run = RunFolder.create(path, self.recipe, self.data, context)
         journal = Journal(path, self.recipe.training.max_target_words)
         journal.say(f"{self.flat.size} parameters, {workers} workers, {shards} shards, mode {self.recipe.training.mode}; run folder {path}")
         return journal, Validation(self.recipe.validation, self.model, self.flat, self.data, run, journal)
@@ -64,9 +70,8 @@ class Trainee:
 
 def check_sizes(recipe: Recipe, data: Path, workers: int, shards: int) -> None:
     """Checks before any rank starts: slices, window memory, enough batches. Raises ValueError or RuntimeError."""
-    size = int(read_description(data)["vocabulary_size"])
     with torch.device("meta"):
-        model = build_model(replace(recipe.model, vocabulary_size=size), 0)
+        model = build_model(_sized(recipe.model, data), 0)
     Layout(sum(p.numel() for p in model.parameters()), workers, shards, recipe.training.ring_slots)
     corpus = TokenCorpus(data, "train")
     batches = len(plan_epoch(corpus.source_lengths, corpus.target_lengths, recipe.loader.batch_words, recipe.loader.seed, 0))

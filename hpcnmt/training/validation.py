@@ -14,7 +14,7 @@ from torch import Tensor
 from hpcnmt.data.corpus import TokenCorpus
 from hpcnmt.data.loader import ordered_batches
 from hpcnmt.data.textio import read_lines
-from hpcnmt.data.vocabulary import Vocabulary
+from hpcnmt.data.vocabulary import Vocabularies
 from hpcnmt.inference.beam import BeamConfig
 from hpcnmt.inference.translate import translate_lines
 from hpcnmt.models.seq2seq import Seq2Seq
@@ -33,7 +33,7 @@ class Validation:
         self, config: ValidationConfig, model: Seq2Seq, flat: FlatParameters, data: Path, run: RunFolder, journal: Journal
     ) -> None:  # fmt: skip
         self.config, self.model, self.flat, self.run, self.journal = config, model, flat, run, journal
-        self.corpus, self.vocabulary = TokenCorpus(data, "valid"), Vocabulary(data / "vocab.model")
+        self.corpus, self.vocabularies = TokenCorpus(data, "valid"), Vocabularies.read(data)
         self.sources, self.references = (list(read_lines(data / f"valid.{side}.txt")) for side in ("source", "target"))
         self.best: dict[str, float] = {}
         self.stalled = 0
@@ -82,7 +82,7 @@ class Validation:
         return loss / words
 
     def _translation_scores(self) -> dict[str, float]:
-        found = translate_lines(self.model, self.vocabulary, self.sources, BeamConfig(self.config.beam))
+        found = translate_lines(self.model, self.vocabularies, self.sources, BeamConfig(self.config.beam))
         hypotheses = [translations[0].text for translations in found]
         bleu = sacrebleu.corpus_bleu(hypotheses, [self.references], force=True)
         return {"bleu": bleu.score, "chrf": sacrebleu.corpus_chrf(hypotheses, [self.references]).score}

@@ -73,6 +73,18 @@ def test_the_modes_in_one_process_train_the_same_way(folder: Path, mode: str, op
     assert curve[-1] < curve[0] < 8
 
 
+def test_separate_vocabularies_from_text_to_translation(folder: Path) -> None:
+    files = [f"--{split}-{side}={folder / 'text' / f'{split}.{end}'}" for split in ("train", "valid")
+             for side, end in (("source", "src"), ("target", "trg"))]  # fmt: skip
+    apart = folder / "apart"
+    done = hpcnmt("prepare", *files, "--out", apart / "prepared", "--vocabulary-size", 200, "--separate-vocabularies")
+    assert done.returncode == 0, done.stderr
+    done = train(apart, "plain", settings=("training.mode=plain",))
+    assert done.returncode == 0, done.stderr
+    done = hpcnmt("translate", "--run", apart / "plain", stdin=(folder / "text" / "test.src").read_bytes())
+    assert done.returncode == 0 and len(done.stdout.splitlines()) == 20, done.stderr
+
+
 def test_early_stopping_ends_all_ranks(folder: Path) -> None:
     stop = ("validation.patience=1", "validation.stop_on=[bleu, chrf]", "schedule.learning_rate=1.0e-9", "validation.every_words=1500",
             "training.max_target_words=500000")  # fmt: skip

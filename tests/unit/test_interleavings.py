@@ -78,6 +78,18 @@ SCRIPTS = {
     "farewell_completes_a_cut": (
         "push 0|serve 0|serve 1|push 0|serve 0|serve 1|push 0|serve 0|serve 1|pull 0|push 0|serve 1|serve 0|farewell 1|serve 0|serve 1"
     ),
+    # Worker 1 falls silent after cut 1 is raised; worker 0 is held, shard 0 cancels after 60 s, worker 0 carries that to shard 1 with its
+    # next pull. Worker 1 comes back with its late mark, which is ignored, and cut 2 is raised and published once both were heard.
+    "silent_worker_cancels_a_cut": (
+        "push 0|serve 0|serve 1|push 0|serve 0|serve 1|push 0|serve 0|serve 1|pull 0|pull 1|push 0|serve 0|serve 1|push 0|serve 0|serve 1|"
+        "wait 61|serve 0|serve 0|serve 1|pull 0|serve 1|serve 1|push 0|serve 0|serve 1|push 1|serve 0|serve 1|push 0|serve 0|serve 1|"
+        "pull 0|pull 1|push 0|serve 0|serve 1|push 1|serve 0|serve 1|read 0"
+    ),
+    # The mark of worker 1 has reached shard 1, which publishes cut 1, but not shard 0, which cancels it: never read.
+    "half_published_cut_is_cancelled": (
+        "push 0|serve 0|serve 1|push 0|serve 0|serve 1|push 0|serve 0|serve 1|pull 0|pull 1|push 0|serve 0|serve 1|push 1|serve 1|"
+        "wait 61|serve 0|serve 0|pull 0|serve 1|push 0|serve 0|serve 1|pull 0|pull 1|push 0|serve 0|serve 1|push 1|serve 0|serve 1|read 0"
+    ),
     "flag_before_header": "flag_first 1|serve 0|serve 1|push 1|serve 0|serve 1",
     "slow_worker_is_stale": (
         "push 0|serve 0|serve 1|pull 0|push 0|serve 0|serve 1|pull 0|push 0|serve 0|serve 1|push 1|serve 1|serve 0"
@@ -88,7 +100,7 @@ SCRIPTS = {
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_golden_trace(name: str) -> None:
     layout = Layout(quadratic.SIZE, 2, 2)
-    config = ShardConfig(quadratic.UPDATE, cut_words=30 if "cut" in name else 0)
+    config = ShardConfig(quadratic.UPDATE, cut_words=30 if "cut" in name else 0, cut_deadline_s=60.0)
     trace = Script(layout, config, quadratic.gradients(2), quadratic.initial()).run(SCRIPTS[name].split("|"))
     assert len({json.dumps([s["words"], s["applied"]]) for s in trace[-1]["shards"]}) == 1  # every push applied once on both shards
     path = GOLDEN / f"{name}.json"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hpcnmt.data.batching import make_batch, plan_epoch
-from hpcnmt.data.corpus import TokenCorpus
+from hpcnmt.data.corpus import TokenCorpus, read_description
 from hpcnmt.data.loader import Loader, LoaderConfig, ordered_batches
 from hpcnmt.data.prepare import PrepareConfig, PrepareReport, prepare
-from hpcnmt.data.vocabulary import EOS, Vocabulary
+from hpcnmt.data.vocabulary import EOS, Vocabularies
 
 WORDS = "red green blue house tree river walks sees the a small large".split()
 
@@ -40,10 +41,21 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, PrepareRep
 def test_prepare_counts_what_it_drops_and_round_trips(prepared: tuple[Path, PrepareReport]) -> None:
     out, report = prepared
     assert report.dropped == {"empty": 1, "too long": 1} and report.train_pairs == 398
-    vocabulary = Vocabulary(out / "vocab.model")
-    corpus = TokenCorpus(out, "valid", vocabulary.digest)
-    assert [vocabulary.decode(corpus.source(i).tolist()) for i in range(2)] == ["the house", "a tree"]
+    vocabularies = Vocabularies.read(out)
+    corpus = TokenCorpus(out, "valid", vocabularies.digest)
+    assert [vocabularies.source.decode(corpus.source(i).tolist()) for i in range(2)] == ["the house", "a tree"]
     assert not [p for p in out.parent.iterdir() if p.name.startswith(".out")]
+
+
+def test_separate_vocabularies(tmp_path: Path) -> None:
+    config = replace(write_text(tmp_path), separate_vocabularies=True)
+    report = prepare(config)
+    vocabularies = Vocabularies.read(config.out)
+    assert not vocabularies.joint and (vocabularies.source.size, vocabularies.target.size) == (report.source_pieces, report.target_pieces)
+    corpus = TokenCorpus(config.out, "valid", vocabularies.digest)
+    assert vocabularies.source.decode(corpus.source(0).tolist()) == vocabularies.target.decode(corpus.target(0).tolist()) == "the house"
+    assert vocabularies.source.encode(["house"]) != vocabularies.target.encode(["house"])  # the target text is written backwards
+    assert read_description(config.out)["source_vocabulary_size"] == report.source_pieces
 
 
 def test_prepare_refuses(tmp_path: Path) -> None:

@@ -54,6 +54,17 @@ def test_decoding_steps_equal_teacher_forcing(kind: str) -> None:
     torch.testing.assert_close(total, model.sentence_cross_entropy(*PAIR))
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_separate_vocabularies_tie_only_target_and_output(kind: str) -> None:
+    model = small(kind, source_vocabulary_size=30)
+    high_source = torch.where(SOURCE > EOS, SOURCE + 20, SOURCE)  # ids that the target vocabulary does not have
+    model.loss_sum(high_source, *PAIR[1:])[0].backward()
+    assert model.source_embedding.weight.shape[0] == 30 and model.source_embedding.weight.grad is not None
+    assert {i for i in range(30) if model.source_embedding.weight.grad[i].any()} == set(high_source[high_source > 0].tolist())
+    joint = small(kind)
+    assert joint.source_embedding is joint.embedding
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradients_are_finite_and_reach_every_parameter(kind: str, precision: str) -> None:
