@@ -17,7 +17,7 @@ from hpcnmt.distributed.transport import LocalTransport
 from hpcnmt.distributed.worker import WorkerConfig, WorkerLoop
 from tests import quadratic
 
-DEADLINES = DeadlineConfig(stall_warning_s=5, peer_s=20, job_s=40)
+DEADLINES = DeadlineConfig(stall_warning_s=5, cut_s=10, peer_s=20, job_s=40)
 CONFIG = ShardConfig(quadratic.UPDATE)
 
 
