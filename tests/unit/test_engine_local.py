@@ -129,7 +129,7 @@ def test_pull_rejects_a_replica_that_was_overwritten_meanwhile() -> None:
 
 def test_deadline_names_what_was_waited_for() -> None:
     transport = LocalTransport(Layout(10, 1, 1), lambda: time.sleep(0.01))  # nobody serves
-    exchange = Exchange(transport, 0, DeadlineConfig(0.02, 0.05, 0.1, 0.015))
+    exchange = Exchange(transport, 0, DeadlineConfig(stall_warning_s=0.02, cut_s=0.02, peer_s=0.05, job_s=0.1, longest_poll_s=0.015))
     with pytest.raises(RuntimeError, match="shard 0 to apply push 1 of worker 0"):
         exchange.send_initial(torch.zeros(10))
 
