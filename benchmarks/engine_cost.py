@@ -1,7 +1,7 @@
 """What the engine costs: words per second of 1 worker + 1 shard (tau 2, overlap 1) and of virtual time with 4 and 16 workers,
 each beside the plain loop with the same model, batches, threads and tau, in turns; medians of the ratios.
 
-    python benchmarks/engine_cost.py PREPARED WORK [--words 40000] [--rounds 5] [--recipe multi30k-transformer]
+    python benchmarks/engine_cost.py PREPARED WORK [--words 120000] [--rounds 3] [--recipe multi30k-transformer]
 
 Validation is off the clock: it happens once, at the end.
 """
@@ -37,8 +37,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("work", type=Path, help="folder for the runs")
-    parser.add_argument("--words", type=int, default=40000)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--words", type=int, default=120000)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--recipe", default="multi30k-transformer")
     arguments = parser.parse_args()
     rates: dict[str, list[float]] = {name: [] for name in VARIANTS}

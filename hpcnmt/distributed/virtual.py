@@ -82,12 +82,14 @@ class VirtualCluster:
     """Runs windows of the logical workers in the order of a simulated clock."""
 
     def __init__(
-        self, shards: LocalShards, config: WorkerConfig, clock: ClockConfig, gradient_of: GradientOf, initial: Tensor
+        self, shards: LocalShards, config: WorkerConfig, clock: ClockConfig, gradient_of: GradientOf, initial: Tensor,
+        accumulator: Tensor | None = None,
     ) -> None:  # fmt: skip
+        """`accumulator` [parameters]: the buffer that `gradient_of` adds to, where the caller has one already."""
         self.shards, self.config, self.clock, self.gradient_of = shards, config, clock, gradient_of
         self.now_s = 0.0
         self._random = random.Random(clock.seed)
-        self._accumulator = torch.zeros_like(initial)
+        self._accumulator = torch.zeros_like(initial) if accumulator is None else accumulator
         self._events: list[tuple[float, int, int, Callable[[], None]]] = []
         self._count = 0
         self.workers = []

@@ -68,13 +68,11 @@ def train_virtual(recipe: Recipe, data: Path, run: Path, workers: int, shards: i
 
     def gradient_of(worker: int, replica: Tensor, accumulator: Tensor) -> BatchCounts:
         flat.values.copy_(replica)
-        flat.gradients.zero_()
-        counts = trainee.add_gradient(loaders[worker].next_batch())
-        accumulator.add_(flat.gradients)
+        counts = trainee.add_gradient(loaders[worker].next_batch())  # into flat.gradients, which is the cluster's accumulator
         losses[0] = (counts.loss_sum, counts.target_words)
         return counts
 
-    cluster = VirtualCluster(cluster_shards, recipe.worker, recipe.clock, gradient_of, flat.values)
+    cluster = VirtualCluster(cluster_shards, recipe.worker, recipe.clock, gradient_of, flat.values, flat.gradients)
     next_validation = recipe.validation.every_words
     snapshot = torch.empty_like(flat.values)
     while cluster.words < recipe.training.max_target_words and not validation.should_stop:
