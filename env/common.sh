@@ -15,6 +15,13 @@ use_environment() {
         "$folder/bin/pip" install -q -c "$root/env/constraints.txt" --no-build-isolation -e "$root[$family,dev]"
         echo "$stamp" > "$folder/stamp"
     fi
+    # The kernels are compiled again when their sources change.
+    stamp=$(cat "$root"/hpcnmt/ops/csrc/*.h "$root"/hpcnmt/ops/csrc/*/* | sha256sum | cut -c1-16)
+    if [ "$(cat "$folder/kernel-stamp" 2>/dev/null)" != "$stamp" ]; then
+        (cd "$root" && "$folder/bin/python" setup.py -q build_ext --inplace > "$folder/kernels.log" 2>&1) ||
+            { cat "$folder/kernels.log" >&2; return 1; }
+        echo "$stamp" > "$folder/kernel-stamp"
+    fi
     # shellcheck disable=SC1091
     source "$folder/bin/activate"
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}

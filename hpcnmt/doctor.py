@@ -20,6 +20,8 @@ from pathlib import Path
 
 import torch
 
+from hpcnmt import ops
+
 RING_RANKS = 3
 RING_LIMIT_S = 90.0
 SHM_NEEDED_BYTES = 64 << 20
@@ -72,7 +74,10 @@ def check_software() -> list[Check]:
         checks.append(Check("cuda", "no usable device", "problem", fix))
     else:
         checks.append(Check("cuda", ", ".join(devices) or "none (training runs on CPUs)"))
-    checks.append(Check("kernels", "torch reference"))
+    if ops.COMPILED:
+        checks.append(Check("kernels", ops.IN_USE))
+    else:
+        checks.append(Check("kernels", ops.IN_USE, "advice", "the optimizer's steps take longer than they need to"))
     return checks
 
 

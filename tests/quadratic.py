@@ -7,10 +7,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from hpcnmt.distributed.worker import BatchCounts, clip_sum_
+from hpcnmt.distributed.worker import BatchCounts
 from hpcnmt.optim.adam import AdamConfig
 from hpcnmt.optim.schedule import ScheduleConfig
 from hpcnmt.optim.update import Update, UpdateConfig
+from hpcnmt.optim.window import GradientWindow
 
 SIZE = 1003
 SCHEDULE = ScheduleConfig(learning_rate=0.05, warmup_words=200, reference_words=20)
@@ -39,11 +40,11 @@ def plain_loop(steps: int, delay: int = 1, clip_norm: float = 1.0) -> Tensor:
     """The single-process loop that one worker with one shard must equal bit for bit."""
     replica, accumulator = initial(), torch.zeros(SIZE)
     compute, update = batches(replica, accumulator, 0), Update(SIZE, UPDATE)
+    window, wire = GradientWindow(accumulator, clip_norm), torch.empty(SIZE)
     for _ in range(steps):
-        accumulator.zero_()
         words = sum(compute().target_words for _ in range(delay))
-        clip_sum_(accumulator, words, clip_norm)
-        update.apply(replica, accumulator, words)
+        assert window.seal(wire, words)
+        update.apply(replica, wire, words)
     return replica
 
 

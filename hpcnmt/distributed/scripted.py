@@ -25,7 +25,8 @@ from hpcnmt.distributed.layout import APPLIED, CANCELLED, FINAL_SNAPSHOT, FLAG, 
 from hpcnmt.distributed.message import Kind, PushHeader
 from hpcnmt.distributed.shard import ShardConfig
 from hpcnmt.distributed.virtual import LocalShards
-from hpcnmt.distributed.worker import BatchCounts, clip_sum_
+from hpcnmt.distributed.worker import BatchCounts
+from hpcnmt.optim.window import GradientWindow
 
 GradientOf = Callable[[int, Tensor, Tensor], BatchCounts]
 
@@ -38,11 +39,12 @@ class Script:
         self.now_s = 0.0
         for shard in self.world.shards:
             shard.clock = lambda: self.now_s
-        self.gradient_of, self.clip_norm = gradient_of, clip_norm
+        self.gradient_of = gradient_of
         self.exchanges = [Exchange(self.world.transport, index, DeadlineConfig()) for index in range(layout.workers)]
         self.exchanges[0].send_initial(initial)
         self.replicas = [torch.empty_like(initial) for _ in self.exchanges]
-        self._accumulator = torch.empty_like(initial)
+        self._sum = GradientWindow(torch.zeros_like(initial), clip_norm)
+        self._wire = torch.empty_like(initial)
         for exchange, replica in zip(self.exchanges, self.replicas, strict=True):
             exchange.pull(replica)
 
@@ -71,16 +73,13 @@ class Script:
         }  # fmt: skip
 
     def gradient(self, worker: int) -> PushHeader:
-        """Computes the next gradient of `worker` on its replica into the accumulator; returns the header."""
-        self._accumulator.zero_()
-        counts = self.gradient_of(worker, self.replicas[worker], self._accumulator)
-        clip_sum_(self._accumulator, counts.target_words, self.clip_norm)
-        return PushHeader(Kind.GRADIENT, counts.target_words, counts.source_words, counts.sentences, counts.loss_sum)
+        """Computes the next gradient of `worker` on its replica and packs it for the wire; returns the header."""
+        return _packed(self.gradient_of, worker, self.replicas[worker], self._sum, self._wire)
 
     def _push(self, worker: int) -> None:
         self._check_slot(worker)
         header = self.gradient(worker)
-        self.exchanges[worker].start_push(self._accumulator, header)
+        self.exchanges[worker].start_push(self._wire, header)
 
     def _check_slot(self, worker: int) -> None:
         offset = self.world.layout.worker_block(worker) + APPLIED
@@ -110,6 +109,13 @@ class Script:
             self.world.transport.raise_flag(shard, layout.worker_block(worker) + FLAG, exchange.sequence + 1)
 
 
+def _packed(gradient_of: GradientOf, worker: int, replica: Tensor, window: GradientWindow, wire: Tensor) -> PushHeader:
+    counts = gradient_of(worker, replica, window.accumulator)
+    if not window.seal(wire, counts.target_words):
+        raise ValueError(f"found a non-finite gradient of worker {worker}, expected finite ones in a script or replay")
+    return PushHeader(Kind.GRADIENT, counts.target_words, counts.source_words, counts.sentences, counts.loss_sum)
+
+
 def replay(
     logs: Sequence[Sequence[tuple[int, int, int]]], layout: Layout, config: ShardConfig, gradient_of: GradientOf,
     initial: Tensor, clip_norm: float = 1.0,
@@ -120,6 +126,7 @@ def replay(
     at the moment that version is published. Raises ValueError when the logs contradict each other.
     """
     world = LocalShards(layout, config)
+    window = GradientWindow(torch.zeros_like(initial), clip_norm)
     Exchange(world.transport, 0, DeadlineConfig()).send_initial(initial)
     slices = layout.slices()
     wanted = [{(worker, sequence): version for worker, sequence, version in log} for log in logs]
@@ -145,21 +152,18 @@ def replay(
         for worker, sequences in order.items():
             while sequences and missing[(worker, sequences[0])] == 0:
                 key = (worker, sequences.pop(0))
-                accumulator = torch.zeros_like(initial)
-                counts = gradient_of(worker, replicas.pop(key), accumulator)
-                clip_sum_(accumulator, counts.target_words, clip_norm)
-                header = PushHeader(Kind.GRADIENT, counts.target_words, counts.source_words, counts.sentences, counts.loss_sum)
-                gradients[key] = (accumulator, header, layout.shards)
+                wire = torch.empty_like(initial)
+                gradients[key] = (wire, _packed(gradient_of, worker, replicas.pop(key), window, wire), layout.shards)
         for shard, log in enumerate(logs):
             while positions[shard] < len(log) and log[positions[shard]][:2] in gradients:
                 worker, sequence, _ = log[positions[shard]]
-                accumulator, header, left = gradients[(worker, sequence)]
+                wire, header, left = gradients[(worker, sequence)]
                 begin, end = slices[shard]
-                world.shards[shard].apply_gradient(accumulator[begin:end], header.target_words)
+                world.shards[shard].apply_gradient(wire[begin:end], header.target_words)
                 if left == 1:
                     del gradients[(worker, sequence)]
                 else:
-                    gradients[(worker, sequence)] = (accumulator, header, left - 1)
+                    gradients[(worker, sequence)] = (wire, header, left - 1)
                 positions[shard] += 1
                 publish(shard)
                 progressed = True

@@ -24,7 +24,9 @@ from hpcnmt.distributed.layout import Layout
 from hpcnmt.distributed.message import Kind, PushHeader
 from hpcnmt.distributed.shard import Shard, ShardConfig
 from hpcnmt.distributed.transport import LocalTransport
-from hpcnmt.distributed.worker import BatchCounts, WorkerConfig, clip_sum_
+from hpcnmt.distributed.worker import BatchCounts, WorkerConfig, sum_counts
+from hpcnmt.optim.local import LocalOptimizer
+from hpcnmt.optim.window import GradientWindow
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,8 @@ class LocalShards:
 
 
 GradientOf = Callable[[int, Tensor, Tensor], BatchCounts]
-"""(worker, replica [parameters], accumulator [parameters]) -> counts: adds the gradient of that worker's next batch to the accumulator."""
+"""(worker, replica [parameters], gradient [parameters]) -> counts: adds the gradient of that worker's next batch to `gradient`."""
+LocalOf = Callable[[], LocalOptimizer]
 
 
 @dataclass
@@ -76,6 +79,7 @@ class _Worker:
     arrived: Tensor | None = None  # overlap 1: the replica of the exchange that is complete
     in_flight: bool = False
     blocked: Callable[[], None] | None = None  # what goes on when the exchange in flight is complete
+    local: LocalOptimizer | None = None
 
 
 class VirtualCluster:
@@ -83,13 +87,15 @@ class VirtualCluster:
 
     def __init__(
         self, shards: LocalShards, config: WorkerConfig, clock: ClockConfig, gradient_of: GradientOf, initial: Tensor,
-        accumulator: Tensor | None = None,
+        gradient: Tensor | None = None, local_of: LocalOf | None = None,
     ) -> None:  # fmt: skip
-        """`accumulator` [parameters]: the buffer that `gradient_of` adds to, where the caller has one already."""
+        """`gradient` [parameters]: the buffer that `gradient_of` adds to, where the caller has one; `local_of` makes local optimizers."""
         self.shards, self.config, self.clock, self.gradient_of = shards, config, clock, gradient_of
         self.now_s = 0.0
         self._random = random.Random(clock.seed)
-        self._accumulator = torch.zeros_like(initial) if accumulator is None else accumulator
+        self._gradient = torch.zeros_like(initial) if gradient is None else gradient
+        self._accumulator = self._gradient if local_of is None else torch.zeros_like(initial)
+        self.sum = GradientWindow(self._accumulator, config.clip_norm)
         self._events: list[tuple[float, int, int, Callable[[], None]]] = []
         self._count = 0
         self.workers = []
@@ -97,7 +103,7 @@ class VirtualCluster:
             exchange = Exchange(shards.transport, index, DeadlineConfig())
             if index == 0:
                 exchange.send_initial(initial)
-            self.workers.append(_Worker(exchange, torch.empty_like(initial), []))
+            self.workers.append(_Worker(exchange, torch.empty_like(initial), [], local=local_of() if local_of else None))
         for index, worker in enumerate(self.workers):
             worker.exchange.pull(worker.replica)
             worker.versions = list(worker.exchange.versions)
@@ -123,17 +129,26 @@ class VirtualCluster:
 
     def _window_done(self, index: int) -> Callable[[], None]:
         def action() -> None:
+            total = sum_counts([self._batch(index) for _ in range(self.config.delay)])
+            wire = torch.empty_like(self._accumulator)
             worker = self.workers[index]
-            self._accumulator.zero_()
-            counts = [self.gradient_of(index, worker.replica, self._accumulator) for _ in range(self.config.delay)]
-            words = sum(c.target_words for c in counts)
-            clip_sum_(self._accumulator, words, self.config.clip_norm)
-            header = PushHeader(
-                Kind.GRADIENT, words, sum(c.source_words for c in counts), sum(c.sentences for c in counts), sum(c.loss_sum for c in counts)
-            )
-            self._send(index, self._accumulator.clone(), header)
+            if not self.sum.seal(wire, total.target_words, has_norm=worker.local is not None):
+                if not worker.in_flight:
+                    worker.exchange.pull(worker.replica)
+                    worker.versions = list(worker.exchange.versions)
+                self._schedule(self._window_s(), index, self._window_done(index))
+                return
+            self._send(index, wire, PushHeader(Kind.GRADIENT, total.target_words, total.source_words, total.sentences, total.loss_sum))
 
         return action
+
+    def _batch(self, index: int) -> BatchCounts:
+        worker = self.workers[index]
+        counts = self.gradient_of(index, worker.replica, self._gradient)
+        if worker.local is not None:
+            words = worker.exchange.global_words
+            worker.local.step(worker.replica, self._gradient, self._accumulator, counts.target_words, words, self.sum.stats)
+        return counts
 
     def _send(self, index: int, gradient: Tensor, header: PushHeader) -> None:
         worker = self.workers[index]

@@ -7,15 +7,17 @@ push k+1 the exchange k is complete on ALL shards and swapped in. Both are deter
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from hpcnmt.distributed.exchange import Exchange
 from hpcnmt.distributed.message import Kind, PushHeader
+from hpcnmt.optim.local import LocalConfig, LocalOptimizer
+from hpcnmt.optim.window import GradientWindow
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,8 @@ class WorkerConfig:
     overlap: int = 0
     clip_norm: float = 1.0
     """Norm limit of the mean gradient per word; 0 = off."""
+    local: LocalConfig = field(default_factory=LocalConfig)
+    """Steps of the worker's own on its replica between pulls."""
 
     def __post_init__(self) -> None:
         if self.delay < 1:
@@ -35,6 +39,11 @@ class WorkerConfig:
             raise ValueError(f"worker.overlap is {self.overlap}, expected 0 or 1")
         if self.clip_norm < 0:
             raise ValueError(f"worker.clip_norm is {self.clip_norm}, expected 0 (off) or a positive norm")
+        if self.local.mode != "off" and self.delay < 2:
+            raise ValueError(
+                f"worker.local.mode={self.local.mode} has no effect with worker.delay={self.delay}: the next pull replaces the replica "
+                "before another batch sees the step; set worker.delay to 2 or more, or worker.local.mode to off"
+            )
 
 
 @dataclass(frozen=True)
@@ -50,21 +59,30 @@ class BatchCounts:
 Compute = Callable[[], BatchCounts]
 
 
-def clip_sum_(gradient: Tensor, target_words: int, clip_norm: float) -> float:
-    """Scales the summed `gradient` in place so that the norm of its mean per word is at most `clip_norm`; returns the norm before."""
-    norm = float(torch.linalg.vector_norm(gradient)) / target_words
-    if clip_norm > 0 and norm > clip_norm:
-        gradient.mul_(clip_norm / norm)
-    return norm
+def sum_counts(counts: Sequence[BatchCounts]) -> BatchCounts:
+    """Counts of a whole window."""
+    return BatchCounts(
+        sum(c.target_words for c in counts), sum(c.source_words for c in counts),
+        sum(c.sentences for c in counts), sum(c.loss_sum for c in counts),
+    )  # fmt: skip
 
 
 class WorkerLoop:
-    """Windows of one worker. `replica` and `accumulator` are the flat buffers that `compute` reads and adds gradients to."""
+    """Windows of one worker. `compute` reads the flat buffer `replica` and adds a batch's gradient to the flat buffer `gradient`.
 
-    def __init__(self, exchange: Exchange, config: WorkerConfig, replica: Tensor, accumulator: Tensor, compute: Compute) -> None:
-        self.exchange, self.config, self.compute = exchange, config, compute
-        self.replica, self.accumulator = replica, accumulator
-        self._outgoing = torch.empty_like(accumulator)
+    Without a local optimizer the gradients of a window add up where autograd writes them; with `local` each batch's gradient is moved
+    to an accumulator in the pass that also steps the replica.
+    """
+
+    def __init__(
+        self, exchange: Exchange, config: WorkerConfig, replica: Tensor, gradient: Tensor, compute: Compute,
+        local: LocalOptimizer | None = None,
+    ) -> None:  # fmt: skip
+        self.exchange, self.config, self.compute, self.local = exchange, config, compute, local
+        self.replica, self.gradient = replica, gradient
+        self._accumulator = gradient if local is None else torch.zeros_like(gradient)
+        self.sum = GradientWindow(self._accumulator, config.clip_norm)
+        self._outgoing = torch.empty_like(gradient)
         self._incoming = torch.empty_like(replica) if config.overlap else replica
         self._helper = ThreadPoolExecutor(1, thread_name_prefix="exchange")
         self._pending: Future[None] | None = None
@@ -74,30 +92,39 @@ class WorkerLoop:
         """Sends the initial parameters (worker 0) and pulls the first replica."""
         if initial:
             self.call(self.exchange.send_initial, self.replica)
-        self.call(self.exchange.pull, self.replica)
-        self.replica_versions = list(self.exchange.versions)
+        self._pull()
 
     def call(self, function: Callable[..., None], *arguments: Tensor) -> None:
         """Runs one exchange call in the helper thread and waits for it."""
         self._helper.submit(function, *arguments).result()
 
     def window(self) -> BatchCounts:
-        """Trains tau batches, pushes their sum, swaps in what the overlap mode prescribes; returns the counts of the window."""
-        self.accumulator.zero_()
+        """Trains tau batches, pushes their sum, swaps in what the overlap mode prescribes; returns the counts of the window.
+
+        A window with a non-finite gradient is dropped: nothing is pushed, and a fresh replica takes the place of the old one.
+        """
         computed_on = self.replica_versions
-        counts = [self.compute() for _ in range(self.config.delay)]
-        total = BatchCounts(
-            sum(c.target_words for c in counts), sum(c.source_words for c in counts),
-            sum(c.sentences for c in counts), sum(c.loss_sum for c in counts),
-        )  # fmt: skip
-        clip_sum_(self.accumulator, total.target_words, self.config.clip_norm)
-        header = PushHeader(Kind.GRADIENT, total.target_words, total.source_words, total.sentences, total.loss_sum)
+        total = sum_counts([self._batch() for _ in range(self.config.delay)])
         self.complete()  # the exchange of the window before is complete on all shards from here on
-        self._outgoing.copy_(self.accumulator)
+        if not self.sum.seal(self._outgoing, total.target_words, has_norm=self.local is not None):
+            self._pull()
+            return total
+        header = PushHeader(Kind.GRADIENT, total.target_words, total.source_words, total.sentences, total.loss_sum)
         self._pending = self._helper.submit(self._exchange, header, computed_on)
         if not self.config.overlap:
             self.complete()
         return total
+
+    def _batch(self) -> BatchCounts:
+        counts = self.compute()
+        if self.local is not None:
+            words = self.exchange.global_words
+            self.local.step(self.replica, self.gradient, self._accumulator, counts.target_words, words, self.sum.stats)
+        return counts
+
+    def _pull(self) -> None:
+        self.call(self.exchange.pull, self.replica)
+        self.replica_versions = list(self.exchange.versions)
 
     def _exchange(self, header: PushHeader, computed_on: list[int]) -> None:
         self.exchange.push(self._outgoing, header, computed_on)

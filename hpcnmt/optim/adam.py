@@ -1,7 +1,7 @@
-"""Adam on flat vectors with recursive bias-correction denominators, so that betas may change in mid-run and a resume is exact.
+"""Adam's state on flat vectors; the arithmetic is that of hpcnmt.ops.
 
-m = b1 m + (1-b1) g;  v = b2 v + (1-b2) g^2;  d = b d + (1-b);  p = p - lr (m/d1) / (sqrt(v/d2) + eps)
-(Kingma & Ba 2015; the recursive denominators equal 1 - b^t when b is constant). The one implementation for shards and the plain loop.
+Recursive bias-correction denominators d = b d + (1-b) equal 1 - b^t for constant betas, allow betas to change in mid-run and make a resume
+exact (Kingma & Ba 2015). Held by the update rule (update.py) and by a worker's local optimizer (local.py).
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from hpcnmt import ops
 
 
 @dataclass(frozen=True)
@@ -25,27 +27,47 @@ class AdamConfig:
             value = getattr(self, name)
             if not -1.0 < value < 1.0:
                 raise ValueError(f"optimizer.{name} is {value}, expected a number between -1 and 1")
-        if self.epsilon <= 0:
-            raise ValueError(f"optimizer.epsilon is {self.epsilon}, expected a positive number")
+        if self.beta2 < 0:
+            raise ValueError(f"optimizer.beta2 is {self.beta2}, expected a number from 0 to 1: the second moment may not turn negative")
+        if self.epsilon < ops.SMALLEST_EPSILON:
+            raise ValueError(f"optimizer.epsilon is {self.epsilon}, expected at least {ops.SMALLEST_EPSILON}")
 
 
 class Adam:
-    """Adam state for `size` parameters."""
+    """Adam state for `size` parameters on `device`; `stats` holds what the last step reported, `untouched` all elements it ever left."""
 
-    def __init__(self, size: int, config: AdamConfig) -> None:
+    def __init__(self, size: int, config: AdamConfig, device: torch.device | str = "cpu") -> None:
         self.config = config
-        self.moment1 = torch.zeros(size)
-        self.moment2 = torch.zeros(size)
+        self.moment1 = torch.zeros(size, device=device)
+        self.moment2 = torch.zeros(size, device=device)
         self.denominator1 = 0.0
         self.denominator2 = 0.0
+        self.stats = ops.new_stats(device)
+        self._factors = torch.empty(ops.FACTORS, device=device)
 
-    def step(self, parameters: Tensor, gradient: Tensor, learning_rate: float, out: Tensor | None = None) -> None:
-        """One step on `parameters` [size] with `gradient` [size] (mean per word); the result goes to `out` (default: in place)."""
+    def factors(self, learning_rate: float, gradient_scale: float, ema_share: float = 0.0) -> Tensor:
+        """Advances the denominators by one step; returns the constants of that step for hpcnmt.ops."""
         config = self.config
-        self.moment1.lerp_(gradient, 1.0 - config.beta1)
-        self.moment2.mul_(config.beta2).addcmul_(gradient, gradient, value=1.0 - config.beta2)
         self.denominator1 = config.beta1 * self.denominator1 + (1.0 - config.beta1)
         self.denominator2 = config.beta2 * self.denominator2 + (1.0 - config.beta2)
-        root = torch.sqrt(self.moment2 / self.denominator2).add_(config.epsilon)
-        target = parameters if out is None else out
-        torch.addcdiv(parameters, self.moment1, root, value=-learning_rate / self.denominator1, out=target)
+        step = ops.StepFactors(
+            learning_rate, gradient_scale, config.beta1, config.beta2, config.epsilon, self.denominator1, self.denominator2,
+            ema_share=ema_share,
+        )  # fmt: skip
+        return step.fill(self._factors)
+
+    def step(
+        self, parameters: Tensor, gradient: Tensor, learning_rate: float, gradient_scale: float = 1.0, out: Tensor | None = None,
+        ema: Tensor | None = None, ema_share: float = 0.0,
+    ) -> None:  # fmt: skip
+        """One step on `parameters` [size] with `gradient_scale` * `gradient` [size]; the result goes to `out` (default: in place).
+
+        `ema` [size] moves by `ema_share` towards the result. Elements with a non-finite result are left as they are and counted.
+        """
+        factors = self.factors(learning_rate, gradient_scale, ema_share)
+        ops.shard_step_(gradient, parameters, self.moment1, self.moment2, factors, self.stats, out=out, ema=ema)
+
+    @property
+    def untouched(self) -> int:
+        """Elements that kept their state because a result would not have been finite, over all steps."""
+        return int(self.stats[1])

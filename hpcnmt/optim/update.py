@@ -38,7 +38,6 @@ class Update:
         self.adam = Adam(size, config.adam)
         self.ema = torch.empty(size) if config.ema_alpha > 0 else None
         self.words = 0
-        self._gradient = torch.empty(size)
 
     def start(self, parameters: Tensor) -> None:
         """Takes the initial `parameters` [size] into the moving average."""
@@ -46,16 +45,15 @@ class Update:
             self.ema.copy_(parameters)
 
     def apply(self, parameters: Tensor, gradient_sum: Tensor, target_words: int, out: Tensor | None = None) -> None:
-        """One update by `gradient_sum` [size] over `target_words`; `out` (default: in place) receives the new parameters."""
+        """One update, in one pass, by `gradient_sum` [size] over `target_words`; the result goes to `out` (default: in place)."""
         self.words += target_words
         schedule = self.config.schedule
-        torch.div(gradient_sum, target_words, out=self._gradient)
-        target = parameters if out is None else out
-        self.adam.step(parameters, self._gradient, schedule.at(self.words, target_words), out=target)
-        if self.ema is not None:
-            share = target_words / schedule.reference_words
-            start = 1.0 - 9.0 / (self.words / schedule.reference_words + 10.0)
-            self.ema.lerp_(target, 1.0 - min((1.0 - self.config.ema_alpha) ** share, start**share))
+        share = target_words / schedule.reference_words
+        start = 1.0 - 9.0 / (self.words / schedule.reference_words + 10.0)
+        self.adam.step(
+            parameters, gradient_sum, schedule.at(self.words, target_words), 1.0 / target_words, out, self.ema,
+            ema_share=1.0 - min((1.0 - self.config.ema_alpha) ** share, start**share),
+        )  # fmt: skip
 
     def published(self, parameters: Tensor) -> Tensor:
         """What validation and saving use: the moving average where it is on, otherwise `parameters`."""

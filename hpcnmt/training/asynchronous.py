@@ -19,6 +19,7 @@ from hpcnmt.distributed.layout import Layout
 from hpcnmt.distributed.mpi import MpiWindows, check_memory, check_world
 from hpcnmt.distributed.shard import ShardConfig
 from hpcnmt.distributed.worker import BatchCounts, WorkerLoop
+from hpcnmt.optim.local import LocalOptimizer
 from hpcnmt.training.recipe import Recipe
 from hpcnmt.training.setup import Trainee
 
@@ -40,7 +41,8 @@ def run_rank(recipe: Recipe, data: Path, run: Path, workers: int, shards: int) -
         torch.set_num_threads(1)
         shard = windows.serve(ShardConfig(recipe.update, recipe.validation.every_words, recipe.deadlines.cut_s))
         staleness = {str(k): v for k, v in sorted(shard.staleness.items())}
-        report = {"updates": shard.version, "target_words": shard.words, "staleness": staleness}
+        untouched = shard.update.adam.untouched
+        report = {"updates": shard.version, "target_words": shard.words, "staleness": staleness, "untouched_elements": untouched}
         (run / f"shard-{shard.index}.json").write_text(json.dumps(report) + "\n", "utf-8")
     else:
         trainee.seed_worker(rank)
@@ -54,7 +56,9 @@ class _Worker:
         layout = exchange.transport.layout
         self.loader = Loader(TokenCorpus(trainee.data, "train"), trainee.recipe.loader, exchange.worker, layout.workers)
         flat = trainee.flat
-        self.loop = WorkerLoop(exchange, trainee.recipe.worker, flat.values, flat.gradients, self._compute)
+        config, schedule = trainee.recipe.worker, trainee.recipe.schedule
+        local = LocalOptimizer(flat.size, config.local, schedule, config.clip_norm) if config.local.mode != "off" else None
+        self.loop = WorkerLoop(exchange, config, flat.values, flat.gradients, self._compute, local)
         self.source_words = self.target_words = 0
         self.journal, self.validation = None, None
         if exchange.worker == 0:
@@ -75,6 +79,7 @@ class _Worker:
             counts = loop.window()
             if self.journal is not None:
                 waits = {"exchange_wait_s": exchange.wait_s, "loader_wait_s": self.loader.wait_s, "rejected_pulls": exchange.rejected_pulls}
+                waits["dropped_windows"] = loop.sum.dropped
                 self.journal.training(exchange.global_words, counts.loss_sum / counts.target_words, waits)
             if exchange.snapshot_available > exchange.snapshot_read:
                 self._validate()
@@ -105,7 +110,7 @@ class _Worker:
             "train_s": train_s, "validating_s": validating_s, "target_words_per_s": words / train_s,
             "source_words_per_s": words * ratio / train_s, "total_words_per_s": words * (1 + ratio) / train_s,
             "exchange_wait_s": self.exchange.wait_s, "loader_wait_s": self.loader.wait_s, "padding_share": self.loader.padding_share,
-            "rejected_pulls": self.exchange.rejected_pulls,
+            "rejected_pulls": self.exchange.rejected_pulls, "dropped_windows": self.loop.sum.dropped,
         }  # fmt: skip
         self.journal.record("end", words, values)
         if self.exchange.rejected_pulls > REJECTS_WORTH_A_WORD * self.exchange.sequence:

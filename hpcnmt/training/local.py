@@ -12,8 +12,10 @@ from hpcnmt.data.loader import Loader
 from hpcnmt.distributed.layout import Layout
 from hpcnmt.distributed.shard import ShardConfig
 from hpcnmt.distributed.virtual import LocalShards, VirtualCluster
-from hpcnmt.distributed.worker import BatchCounts, clip_sum_
+from hpcnmt.distributed.worker import BatchCounts, sum_counts
+from hpcnmt.optim.local import LocalOptimizer
 from hpcnmt.optim.update import Update
+from hpcnmt.optim.window import GradientWindow
 from hpcnmt.training.journal import Journal
 from hpcnmt.training.recipe import Recipe
 from hpcnmt.training.setup import Trainee
@@ -40,19 +42,18 @@ def train_plain(recipe: Recipe, data: Path, run: Path) -> None:
     loader = Loader(TokenCorpus(data, "train"), recipe.loader, 0, 1)
     update = Update(flat.size, recipe.update)
     update.start(flat.values)
+    window, wire = GradientWindow(flat.gradients, recipe.worker.clip_norm), torch.empty_like(flat.gradients)
     next_validation = recipe.validation.every_words
     while update.words < recipe.training.max_target_words and not validation.should_stop:
-        flat.gradients.zero_()
-        counts = [trainee.add_gradient(loader.next_batch()) for _ in range(recipe.worker.delay)]
-        words = sum(c.target_words for c in counts)
-        clip_sum_(flat.gradients, words, recipe.worker.clip_norm)
-        update.apply(flat.values, flat.gradients, words)
-        journal.training(update.words, sum(c.loss_sum for c in counts) / words)
+        total = sum_counts([trainee.add_gradient(loader.next_batch()) for _ in range(recipe.worker.delay)])
+        if window.seal(wire, total.target_words):
+            update.apply(flat.values, wire, total.target_words)
+        journal.training(update.words, total.loss_sum / total.target_words)
         if update.words >= next_validation:
             next_validation = update.words + recipe.validation.every_words
             validation.evaluate(update.published(flat.values), update.words)
     validation.evaluate(update.published(flat.values), update.words, final=True)
-    _end(journal, validation, update.words, [loader], {})
+    _end(journal, validation, update.words, [loader], {"dropped_windows": window.dropped})
 
 
 def train_virtual(recipe: Recipe, data: Path, run: Path, workers: int, shards: int) -> None:
@@ -66,13 +67,17 @@ def train_virtual(recipe: Recipe, data: Path, run: Path, workers: int, shards: i
     loaders = [Loader(corpus, recipe.loader, worker, workers) for worker in range(workers)]
     losses: list[tuple[float, int]] = [(0.0, 1)]
 
-    def gradient_of(worker: int, replica: Tensor, accumulator: Tensor) -> BatchCounts:
+    def gradient_of(worker: int, replica: Tensor, gradient: Tensor) -> BatchCounts:
         flat.values.copy_(replica)
-        counts = trainee.add_gradient(loaders[worker].next_batch())  # into flat.gradients, which is the cluster's accumulator
+        counts = trainee.add_gradient(loaders[worker].next_batch())  # into flat.gradients = gradient
         losses[0] = (counts.loss_sum, counts.target_words)
         return counts
 
-    cluster = VirtualCluster(cluster_shards, recipe.worker, recipe.clock, gradient_of, flat.values, flat.gradients)
+    def local() -> LocalOptimizer:
+        return LocalOptimizer(flat.size, recipe.worker.local, recipe.schedule, recipe.worker.clip_norm)
+
+    local_of = local if recipe.worker.local.mode != "off" else None
+    cluster = VirtualCluster(cluster_shards, recipe.worker, recipe.clock, gradient_of, flat.values, flat.gradients, local_of)
     next_validation = recipe.validation.every_words
     snapshot = torch.empty_like(flat.values)
     while cluster.words < recipe.training.max_target_words and not validation.should_stop:
@@ -85,4 +90,5 @@ def train_virtual(recipe: Recipe, data: Path, run: Path, workers: int, shards: i
     cluster_shards.parameters(snapshot)
     validation.evaluate(snapshot, cluster.words, final=True)
     staleness = {str(k): v for k, v in sorted(cluster_shards.shards[0].staleness.items())}
-    _end(journal, validation, cluster.words, loaders, {"simulated_s": cluster.now_s, "staleness": staleness})
+    figures = {"simulated_s": cluster.now_s, "staleness": staleness, "dropped_windows": cluster.sum.dropped}
+    _end(journal, validation, cluster.words, loaders, figures)

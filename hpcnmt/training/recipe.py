@@ -82,8 +82,9 @@ WITHOUT_EFFECT = {
     ("model.type", "gru"): ("model.heads", "model.feedforward_dim", "model.encoder_layers", "model.decoder_layers"),
     ("model.type", "transformer"): ("model.hidden_dim", "model.layer_norm"),
     ("training.mode", "async"): ("clock",),
-    ("training.mode", "plain"): ("clock", "deadlines", "training.ring_slots", "worker.overlap"),
+    ("training.mode", "plain"): ("clock", "deadlines", "training.ring_slots", "worker.overlap", "worker.local"),
     ("training.mode", "virtual"): ("deadlines",),
+    ("worker.local.mode", "off"): ("worker.local",),
     ("validation.patience", "0"): ("validation.stop_on",),
 }
 

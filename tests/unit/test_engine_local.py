@@ -14,7 +14,9 @@ from hpcnmt.distributed.layout import FINAL_SNAPSHOT, Layout
 from hpcnmt.distributed.message import Kind, PushHeader
 from hpcnmt.distributed.shard import Shard, ShardConfig
 from hpcnmt.distributed.transport import LocalTransport
-from hpcnmt.distributed.worker import WorkerConfig, WorkerLoop
+from hpcnmt.distributed.virtual import ClockConfig, LocalShards, VirtualCluster
+from hpcnmt.distributed.worker import BatchCounts, Compute, WorkerConfig, WorkerLoop
+from hpcnmt.optim.local import LocalConfig, LocalOptimizer
 from tests import quadratic
 
 DEADLINES = DeadlineConfig(stall_warning_s=5, cut_s=10, peer_s=20, job_s=40)
@@ -140,3 +142,86 @@ def test_zero_words_are_refused() -> None:
     exchange.send_initial(quadratic.initial())
     with pytest.raises(RuntimeError, match="0 target words"):
         exchange.push(torch.zeros(quadratic.SIZE), PushHeader(Kind.GRADIENT))
+
+
+def spoiled(compute: Compute, gradient: torch.Tensor, windows: set[int]) -> Compute:
+    """`compute` whose gradient holds a NaN in the given windows (one batch each)."""
+    count = iter(range(1_000_000))
+
+    def spoiled_compute() -> BatchCounts:
+        counts = compute()
+        if next(count) in windows:
+            gradient[17] = float("nan")
+        return counts
+
+    return spoiled_compute
+
+
+@pytest.mark.parametrize("overlap", [0, 1])
+def test_a_window_with_a_nan_is_dropped_and_training_goes_on(overlap: int) -> None:
+    world = World(Layout(quadratic.SIZE, 1, 2))
+    loop = world.worker(0, WorkerConfig(1, overlap))
+    loop.compute = spoiled(loop.compute, loop.gradient, {3, 4})
+    loop.start(initial=True)
+    for _ in range(10):
+        loop.window()
+    loop.finish()
+    loop.close()
+    assert loop.sum.dropped == 2
+    assert [shard.version for shard in world.shards] == [8, 8]
+    assert loop.replica.isfinite().all() and not loop.gradient.any()
+    assert torch.equal(loop.replica[:502], world.shards[0].memory.ring[8 % 4])
+
+
+def test_divergence_ends_with_advice() -> None:
+    world = World(Layout(quadratic.SIZE, 1, 1))
+    loop = world.worker(0, WorkerConfig(1))
+    loop.compute = spoiled(loop.compute, loop.gradient, set(range(100)))
+    loop.start(initial=True)
+    with pytest.raises(RuntimeError, match="10th window in a row: training has diverged; lower schedule.learning_rate"):
+        for _ in range(20):
+            loop.window()
+    loop.close()
+
+
+def local_optimizer(factor: float = 1.0) -> LocalOptimizer:
+    return LocalOptimizer(quadratic.SIZE, LocalConfig("always", learning_rate_factor=factor), quadratic.SCHEDULE, 1.0)
+
+
+def pushes_of(delay: int, local: LocalOptimizer | None) -> tuple[list[torch.Tensor], torch.Tensor]:
+    world = World(Layout(quadratic.SIZE, 1, 1))
+    loop = world.worker(0, WorkerConfig(delay))
+    if local is not None:
+        loop = WorkerLoop(loop.exchange, loop.config, loop.replica, loop.gradient, loop.compute, local)
+    loop.start(initial=True)
+    pushed = []
+    for _ in range(5):
+        loop.window()
+        pushed.append(loop._outgoing.clone())
+    loop.finish()
+    loop.close()
+    return pushed, loop.replica.clone()
+
+
+def test_a_local_optimizer_pushes_raw_gradients_of_a_replica_that_moves() -> None:
+    plain, _ = pushes_of(3, None)
+    unmoved, _ = pushes_of(3, local_optimizer(1e-12))
+    moved, _ = pushes_of(3, local_optimizer())
+    torch.testing.assert_close(unmoved[0], plain[0], rtol=1e-5, atol=1e-5)  # the same sum, added up in another place
+    assert float((moved[0] - plain[0]).abs().max()) > 1e-3  # later batches saw another replica
+
+
+def test_virtual_time_runs_the_same_local_optimizer() -> None:
+    _, replica = pushes_of(3, local_optimizer())
+    shards = LocalShards(Layout(quadratic.SIZE, 1, 1), CONFIG)
+    cluster = VirtualCluster(
+        shards, WorkerConfig(3), ClockConfig(), quadratic.gradients(1), quadratic.initial(), local_of=local_optimizer
+    )
+    while shards.shards[0].version < 5:
+        cluster.step()
+    assert torch.equal(shards.shards[0].memory.ring[5 % 4], replica)
+
+
+def test_a_local_optimizer_without_effect_is_refused() -> None:
+    with pytest.raises(ValueError, match="set worker.delay to 2 or more"):
+        WorkerConfig(delay=1, local=LocalConfig("always"))

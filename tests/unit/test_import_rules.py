@@ -10,6 +10,7 @@ FORBIDDEN = {
     "models": {"data", "distributed", "inference", "training"},
     "distributed": {"data", "inference", "models", "training"},
     "data": {"distributed", "inference", "models", "training"},
+    "ops": {"data", "distributed", "inference", "models", "optim", "training"},
     "optim": {"data", "distributed", "inference", "models", "training"},
 }
 
