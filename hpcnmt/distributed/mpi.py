@@ -53,11 +53,16 @@ def check_world(workers: int, shards: int) -> None:
         raise RuntimeError("the MPI library grants no MPI_THREAD_SERIALIZED, which the exchange thread needs: use another MPI build")
 
 
-def check_memory(layout: Layout) -> None:
-    """Raises RuntimeError when the shards of this host would not fit into /dev/shm (where the windows of one host live)."""
+def ranks_of_this_host() -> list[int]:
+    """Ranks of the world that share this host, in order. Collective: only at the start."""
     host = MPI.COMM_WORLD.Split_type(MPI.COMM_TYPE_SHARED)
-    ranks = host.allgather(MPI.COMM_WORLD.rank)
+    ranks = sorted(host.allgather(MPI.COMM_WORLD.rank))
     host.Free()
+    return ranks
+
+
+def check_memory(layout: Layout, ranks: list[int]) -> None:
+    """Raises RuntimeError when the shards among the `ranks` of this host would not fit into /dev/shm (where windows of one host live)."""
     needed = sum(layout.shard_bytes(rank - layout.workers) for rank in ranks if rank >= layout.workers)
     free = os.statvfs("/dev/shm").f_bavail * os.statvfs("/dev/shm").f_frsize if os.path.isdir("/dev/shm") else needed
     if needed > free:

@@ -67,6 +67,10 @@ def sum_counts(counts: Sequence[BatchCounts]) -> BatchCounts:
     )  # fmt: skip
 
 
+def _host_buffer(like: Tensor) -> Tensor:
+    return torch.empty(like.shape, dtype=like.dtype, pin_memory=like.is_cuda)
+
+
 class WorkerLoop:
     """Windows of one worker. `compute` reads the flat buffer `replica` and adds a batch's gradient to the flat buffer `gradient`.
 
@@ -82,8 +86,10 @@ class WorkerLoop:
         self.replica, self.gradient = replica, gradient
         self._accumulator = gradient if local is None else torch.zeros_like(gradient)
         self.sum = GradientWindow(self._accumulator, config.clip_norm)
-        self._outgoing = torch.empty_like(gradient)
-        self._incoming = torch.empty_like(replica) if config.overlap else replica
+        # MPI sees host memory only: on a GPU the packed gradient and the pulled replica pass through page-locked buffers.
+        self._packed = torch.empty_like(gradient)
+        self._outgoing = _host_buffer(gradient) if gradient.is_cuda else self._packed
+        self._incoming = _host_buffer(replica) if replica.is_cuda or config.overlap else replica
         self._helper = ThreadPoolExecutor(1, thread_name_prefix="exchange")
         self._pending: Future[None] | None = None
         self.replica_versions: list[int] = []
@@ -91,7 +97,7 @@ class WorkerLoop:
     def start(self, initial: bool) -> None:
         """Sends the initial parameters (worker 0) and pulls the first replica."""
         if initial:
-            self.call(self.exchange.send_initial, self.replica)
+            self.call(self.exchange.send_initial, self.replica.cpu())
         self._pull()
 
     def call(self, function: Callable[..., None], *arguments: Tensor) -> None:
@@ -106,9 +112,11 @@ class WorkerLoop:
         computed_on = self.replica_versions
         total = sum_counts([self._batch() for _ in range(self.config.delay)])
         self.complete()  # the exchange of the window before is complete on all shards from here on
-        if not self.sum.seal(self._outgoing, total.target_words, has_norm=self.local is not None):
+        if not self.sum.seal(self._packed, total.target_words, has_norm=self.local is not None):
             self._pull()
             return total
+        if self._outgoing is not self._packed:
+            self._outgoing.copy_(self._packed)
         header = PushHeader(Kind.GRADIENT, total.target_words, total.source_words, total.sentences, total.loss_sum)
         self._pending = self._helper.submit(self._exchange, header, computed_on)
         if not self.config.overlap:
@@ -123,8 +131,8 @@ class WorkerLoop:
         return counts
 
     def _pull(self) -> None:
-        self.call(self.exchange.pull, self.replica)
-        self.replica_versions = list(self.exchange.versions)
+        self.call(self.exchange.pull, self._incoming)
+        self._swap_in()
 
     def _exchange(self, header: PushHeader, computed_on: list[int]) -> None:
         self.exchange.push(self._outgoing, header, computed_on)
@@ -136,8 +144,11 @@ class WorkerLoop:
             return
         pending, self._pending = self._pending, None
         pending.result()
+        self._swap_in()
+
+    def _swap_in(self) -> None:
         self.replica_versions = list(self.exchange.versions)
-        if self.config.overlap:
+        if self._incoming is not self.replica:
             self.replica.copy_(self._incoming)
 
     def finish(self) -> None:

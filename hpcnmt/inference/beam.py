@@ -34,19 +34,21 @@ class Hypothesis:
 
 @torch.no_grad()
 def beam_search(model: Seq2Seq, source_ids: Tensor, source_lengths: Tensor, config: BeamConfig) -> list[list[Hypothesis]]:
-    """The `n_best` hypotheses of every sentence, best first."""
+    """The `n_best` hypotheses of every sentence, best first. The model works on its own device, the bookkeeping is done here."""
+    device = model.device
     batch, beam, vocabulary = len(source_ids), config.beam, model.config.vocabulary_size
     limits = (source_lengths * config.max_length_factor + 10).long()
-    state = model.start_decoding(source_ids, source_lengths).select(torch.arange(batch).repeat_interleave(beam))
+    state = model.start_decoding(source_ids.to(device), source_lengths.to(device))
+    state = state.select(torch.arange(batch, device=device).repeat_interleave(beam))
     scores = torch.full((batch, beam), -torch.inf)  # log-probabilities of the open hypotheses
     scores[:, 0] = 0.0
     words = torch.full((batch * beam,), BOS)
     history = torch.zeros((batch * beam, 0), dtype=torch.long)
     finished: list[list[Hypothesis]] = [[] for _ in range(batch)]
     for length in range(1, int(limits.max()) + 1):
-        log_probs, state = model.decode_step(words, state)
+        log_probs, state = model.decode_step(words.to(device), state)
         log_probs[:, [PAD, BOS]] = -torch.inf
-        totals = scores[:, :, None] + log_probs.view(batch, beam, vocabulary)
+        totals = scores.to(device)[:, :, None] + log_probs.view(batch, beam, vocabulary)
         for sentence in torch.nonzero(limits <= length).flatten().tolist():
             closing = totals[sentence, :, EOS].clone()
             totals[sentence] = -torch.inf
@@ -72,5 +74,5 @@ def beam_search(model: Seq2Seq, source_ids: Tensor, source_lengths: Tensor, conf
             break
         rows, words = keep_rows.flatten(), keep_words.flatten()
         history = torch.cat([history[rows], words[:, None]], 1)
-        state = state.select(rows)
+        state = state.select(rows.to(device))
     return [sorted(found, key=lambda h: -h.score)[: config.n_best] for found in finished]

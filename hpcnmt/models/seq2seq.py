@@ -87,6 +87,11 @@ class Seq2Seq(nn.Module, ABC):
         return self.embedding if self.own_source_embedding is None else self.own_source_embedding
 
     @property
+    def device(self) -> torch.device:
+        """Where the parameters are; losses take ids from anywhere."""
+        return self.output_bias.device
+
+    @property
     def dtype(self) -> torch.dtype:
         """Precision of matrix products."""
         return torch.bfloat16 if self.config.precision == "bf16" else torch.float32
@@ -112,20 +117,28 @@ class Seq2Seq(nn.Module, ABC):
         hidden, state = self.decode_hidden(previous, state)
         return F.log_softmax(self.logits(hidden).float(), -1), state
 
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
+
+    def _words(self, *batch: Tensor) -> tuple[Words, Tensor]:
+        """States of the words of a batch (source ids, lengths, target ids, lengths), and the target ids, all on the model's device."""
+        source_ids, source_lengths, target_ids, target_lengths = (tensor.to(self.device, non_blocking=True) for tensor in batch)
+        with self._autocast():
+            return self.word_states(source_ids, source_lengths, target_ids, target_lengths), target_ids
+
     def loss_sum(
         self, source_ids: Tensor, source_lengths: Tensor, target_ids: Tensor, target_lengths: Tensor
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """(label-smoothed loss, plain cross-entropy without gradient), both summed over the target words, in nats."""
-        with torch.autocast(target_ids.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
-            words = self.word_states(source_ids, source_lengths, target_ids, target_lengths)
+        words, target_ids = self._words(source_ids, source_lengths, target_ids, target_lengths)
         labels = target_ids[words.rows, words.times]
         return output_loss(words.states, self.embedding.weight, self.output_bias, labels, self.config.label_smoothing, self.dtype)
 
     @torch.no_grad()
     def sentence_cross_entropy(self, source_ids: Tensor, source_lengths: Tensor, target_ids: Tensor, target_lengths: Tensor) -> Tensor:
         """Cross-entropy of every sentence [batch] in nats, without smoothing."""
-        with torch.autocast(target_ids.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
-            words = self.word_states(source_ids, source_lengths, target_ids, target_lengths)
+        words, target_ids = self._words(source_ids, source_lengths, target_ids, target_lengths)
+        with self._autocast():
             logits = self.logits(words.states).float()
         losses = F.cross_entropy(logits, target_ids[words.rows, words.times], reduction="none")
         return torch.zeros(len(target_ids), device=losses.device).index_add_(0, words.rows, losses)

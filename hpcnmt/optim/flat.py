@@ -20,8 +20,9 @@ class FlatParameters:
             raise ValueError("the model has no parameters; expected at least one trainable tensor")
         self.shapes = {name: tuple(p.shape) for name, p in named}
         self.size = sum(p.numel() for _, p in named)
-        self.values = torch.empty(self.size, dtype=torch.float32)
-        self.gradients = torch.zeros(self.size, dtype=torch.float32)
+        device = named[0][1].device
+        self.values = torch.empty(self.size, dtype=torch.float32, device=device)
+        self.gradients = torch.zeros(self.size, dtype=torch.float32, device=device)
         offset = 0
         for _, parameter in named:
             end = offset + parameter.numel()

@@ -33,10 +33,10 @@ class UpdateConfig:
 class Update:
     """State of the rule for `size` parameters: Adam's moments, the moving average, the global target words seen."""
 
-    def __init__(self, size: int, config: UpdateConfig) -> None:
+    def __init__(self, size: int, config: UpdateConfig, device: torch.device | str = "cpu") -> None:
         self.config = config
-        self.adam = Adam(size, config.adam)
-        self.ema = torch.empty(size) if config.ema_alpha > 0 else None
+        self.adam = Adam(size, config.adam, device)
+        self.ema = torch.empty(size, device=device) if config.ema_alpha > 0 else None
         self.words = 0
 
     def start(self, parameters: Tensor) -> None:

@@ -16,12 +16,12 @@ from hpcnmt.data.corpus import TokenCorpus
 from hpcnmt.data.loader import Loader
 from hpcnmt.distributed.exchange import Exchange
 from hpcnmt.distributed.layout import Layout
-from hpcnmt.distributed.mpi import MpiWindows, check_memory, check_world
+from hpcnmt.distributed.mpi import MpiWindows, check_memory, check_world, ranks_of_this_host
 from hpcnmt.distributed.shard import ShardConfig
 from hpcnmt.distributed.worker import BatchCounts, WorkerLoop
 from hpcnmt.optim.local import LocalOptimizer
 from hpcnmt.training.recipe import Recipe
-from hpcnmt.training.setup import Trainee
+from hpcnmt.training.setup import Trainee, choose_device
 
 REJECTS_WORTH_A_WORD = 0.02
 """Share of repeated pulls above which the run says what to change."""
@@ -30,13 +30,15 @@ REJECTS_WORTH_A_WORD = 0.02
 def run_rank(recipe: Recipe, data: Path, run: Path, workers: int, shards: int) -> None:
     """The whole life of this rank."""
     check_world(workers, shards)
-    trainee = Trainee.build(recipe, data)
+    neighbours = ranks_of_this_host()
+    rank = MPI.COMM_WORLD.rank
+    device = choose_device(recipe, neighbours.index(rank)) if rank < workers else None
+    trainee = Trainee.build(recipe, data, device)
     layout = Layout(trainee.flat.size, workers, shards, recipe.training.ring_slots)
-    if MPI.COMM_WORLD.rank == 0:
+    if rank == 0:
         print(layout.memory_text(), file=sys.stderr, flush=True)  # before it is allocated
-    check_memory(layout)
+    check_memory(layout, neighbours)
     windows = MpiWindows(layout, recipe.deadlines)
-    rank = windows.comm.rank
     if rank >= workers:
         torch.set_num_threads(1)
         shard = windows.serve(ShardConfig(recipe.update, recipe.validation.every_words, recipe.deadlines.cut_s))
@@ -57,7 +59,9 @@ class _Worker:
         self.loader = Loader(TokenCorpus(trainee.data, "train"), trainee.recipe.loader, exchange.worker, layout.workers)
         flat = trainee.flat
         config, schedule = trainee.recipe.worker, trainee.recipe.schedule
-        local = LocalOptimizer(flat.size, config.local, schedule, config.clip_norm) if config.local.mode != "off" else None
+        local = None
+        if config.local.mode != "off":
+            local = LocalOptimizer(flat.size, config.local, schedule, config.clip_norm, flat.values.device)
         self.loop = WorkerLoop(exchange, config, flat.values, flat.gradients, self._compute, local)
         self.source_words = self.target_words = 0
         self.journal, self.validation = None, None
@@ -95,7 +99,7 @@ class _Worker:
         if self.validation is None:
             return
         self.loop.complete()
-        snapshot = torch.empty_like(self.trainee.flat.values)
+        snapshot = torch.empty(self.trainee.flat.size)
         self.loop.call(self.exchange.read_snapshot, snapshot)
         self.validation.evaluate(snapshot, self.exchange.snapshot_words, final)
         self.exchange.ask_to_stop = self.validation.should_stop

@@ -18,7 +18,7 @@ from hpcnmt.optim.update import Update
 from hpcnmt.optim.window import GradientWindow
 from hpcnmt.training.journal import Journal
 from hpcnmt.training.recipe import Recipe
-from hpcnmt.training.setup import Trainee
+from hpcnmt.training.setup import Trainee, choose_device
 from hpcnmt.training.validation import Validation
 
 
@@ -35,12 +35,12 @@ def _end(journal: Journal, validation: Validation, words: int, loaders: list[Loa
 
 def train_plain(recipe: Recipe, data: Path, run: Path) -> None:
     """tau batches, one update, in this process: the same model, batches, clipping and update rule as the engine's."""
-    trainee = Trainee.build(recipe, data)
+    trainee = Trainee.build(recipe, data, choose_device(recipe, 0))
     trainee.seed_worker(0)
     recipe, flat = trainee.recipe, trainee.flat
     journal, validation = trainee.open_run(run, 1, 0, "none")
     loader = Loader(TokenCorpus(data, "train"), recipe.loader, 0, 1)
-    update = Update(flat.size, recipe.update)
+    update = Update(flat.size, recipe.update, flat.values.device)
     update.start(flat.values)
     window, wire = GradientWindow(flat.gradients, recipe.worker.clip_norm), torch.empty_like(flat.gradients)
     next_validation = recipe.validation.every_words
@@ -58,7 +58,7 @@ def train_plain(recipe: Recipe, data: Path, run: Path) -> None:
 
 def train_virtual(recipe: Recipe, data: Path, run: Path, workers: int, shards: int) -> None:
     """Logical workers on a simulated clock; see distributed/virtual.py."""
-    trainee = Trainee.build(recipe, data)
+    trainee = Trainee.build(recipe, data, choose_device(recipe, 0))
     trainee.seed_worker(0)
     recipe, flat = trainee.recipe, trainee.flat
     cluster_shards = LocalShards(Layout(flat.size, workers, shards, recipe.training.ring_slots), ShardConfig(recipe.update))
@@ -74,7 +74,7 @@ def train_virtual(recipe: Recipe, data: Path, run: Path, workers: int, shards: i
         return counts
 
     def local() -> LocalOptimizer:
-        return LocalOptimizer(flat.size, recipe.worker.local, recipe.schedule, recipe.worker.clip_norm)
+        return LocalOptimizer(flat.size, recipe.worker.local, recipe.schedule, recipe.worker.clip_norm, flat.values.device)
 
     local_of = local if recipe.worker.local.mode != "off" else None
     cluster = VirtualCluster(cluster_shards, recipe.worker, recipe.clock, gradient_of, flat.values, flat.gradients, local_of)

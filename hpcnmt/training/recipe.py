@@ -29,6 +29,8 @@ class TrainingConfig:
     seed: int = 1
     threads: int = 1
     """Torch threads of each worker."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where workers compute: auto takes a GPU where there is one, spread over the workers of a host. Shards stay on CPUs."""
     ring_slots: int = 4
     """Versions a shard keeps published; more where pulls are rejected often."""
 

@@ -40,10 +40,10 @@ class Trainee:
     flat: FlatParameters
 
     @classmethod
-    def build(cls, recipe: Recipe, data: Path) -> Trainee:
-        """Builds the model for the vocabulary of the prepared folder `data`."""
+    def build(cls, recipe: Recipe, data: Path, device: torch.device | None = None) -> Trainee:
+        """Builds the model for the vocabulary of the prepared folder `data` on `device` (default: CPU)."""
         recipe = replace(recipe, model=_sized(recipe.model, data))
-        model = build_model(recipe.model, recipe.training.seed)
+        model = build_model(recipe.model, recipe.training.seed).to(device or torch.device("cpu"))
         return cls(recipe, data, model, FlatParameters(model))
 
     def seed_worker(self, worker: int) -> None:
@@ -61,13 +61,29 @@ class Trainee:
         """Creates the run folder; returns its journal and its validation."""
         context = {
             "hpcnmt": hpcnmt.__version__, "torch": torch.__version__, "python": platform.python_version(), "mpi": mpi,
-            "kernels": ops.IN_USE, "workers": workers, "shards": shards, "parameters": self.flat.size, "data": str(self.data),
+            "kernels": ops.IN_USE, "device": self.model.device.type,
+            "workers": workers, "shards": shards, "parameters": self.flat.size, "data": str(self.data),
         }  # fmt: skip
         run = RunFolder.create(path, self.recipe, self.data, context)
         journal = Journal(path, self.recipe.training.max_target_words)
         journal.say(f"{self.flat.size} parameters, {workers} workers, {shards} shards, mode {self.recipe.training.mode}; run folder {path}")
-        journal.say(f"kernels: {ops.IN_USE}")
+        journal.say(f"device: {self.model.device}; kernels: {ops.IN_USE}")
         return journal, Validation(self.recipe.validation, self.model, self.flat, self.data, run, journal)
+
+
+def choose_device(recipe: Recipe, local_worker: int) -> torch.device:
+    """Device of the worker that is number `local_worker` on its host; makes a GPU the current one.
+
+    Raises ValueError for a GPU that is asked for and not there.
+    """
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if recipe.training.device == "cuda" and count == 0:
+        raise ValueError("training.device is cuda, found no usable GPU: hpcnmt doctor says why; or set training.device to cpu")
+    if recipe.training.device == "cpu" or count == 0:
+        return torch.device("cpu")
+    device = torch.device("cuda", local_worker % count)
+    torch.cuda.set_device(device)
+    return device
 
 
 def check_sizes(recipe: Recipe, data: Path, workers: int, shards: int) -> None:

@@ -11,7 +11,7 @@ import torch
 from hpcnmt.distributed.deadlines import DeadlineConfig
 from hpcnmt.distributed.exchange import Exchange
 from hpcnmt.distributed.layout import Layout
-from hpcnmt.distributed.mpi import MpiWindows, check_memory, check_world
+from hpcnmt.distributed.mpi import MpiWindows, check_memory, check_world, ranks_of_this_host
 from hpcnmt.distributed.shard import ShardConfig
 from hpcnmt.distributed.worker import WorkerConfig, WorkerLoop
 from tests import quadratic
@@ -28,7 +28,7 @@ def main() -> None:
     torch.set_num_threads(1)
     check_world(workers, shards)
     layout = Layout(quadratic.SIZE, workers, shards)
-    check_memory(layout)
+    check_memory(layout, ranks_of_this_host())
     windows = MpiWindows(layout, DeadlineConfig(10, 40, 60))
     rank = windows.comm.rank
     if rank >= workers:
