@@ -7,7 +7,7 @@ isolated build environment. No torch, no compiler or no nvcc never stops an inst
 plain torch reference, and says so. Switches (environment variables):
     HPCNMT_CUDA=auto|0|1    CUDA kernels: when nvcc fits the torch (default) | never | or fail
     HPCNMT_DEBUG=1          no optimisation, debug symbols
-    HPCNMT_SANITIZE=1       AddressSanitizer and UndefinedBehaviorSanitizer (see tests/sanitizer)
+    HPCNMT_SANITIZE=1       AddressSanitizer and UndefinedBehaviorSanitizer (tests/unit/ops/test_sanitizer.py)
 """
 
 import os
@@ -82,7 +82,7 @@ def kernels():
     debug, sanitize = (os.environ.get(name) == "1" for name in ("HPCNMT_DEBUG", "HPCNMT_SANITIZE"))
     flags = ["-std=c++20", "-fopenmp", "-fvisibility=hidden", "-Wno-psabi", "-Wno-maybe-uninitialized"]
     flags += [f'-DHPCNMT_TORCH_VERSION="{torch.__version__}"']
-    flags += ["-O0", "-g"] if debug else ["-O3", "-g1"]
+    flags += ["-O0", "-g"] if debug else ["-O1", "-g1"] if sanitize else ["-O3", "-g1"]
     checked = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"] if sanitize else []
     sources = sorted(CSRC.glob("cpu/*.cpp")) + (sorted(CSRC.glob("cuda/*.c*")) if cuda else [])
     nvcc_flags = ["-O3", "-std=c++20", *CUDA_TARGETS]

@@ -43,8 +43,8 @@ def local_step_(
 ) -> None:  # fmt: skip
     """A worker's local step: accumulator += gradient (if given), one optimizer step on the replica, gradient = 0.
 
-    Adam or AdamW; with moment2 = None SGD with momentum. `factors` [FACTORS] from `StepFactors`. stats[0]: of the new accumulator, or of
-    the gradient where there is none.
+    Adam or AdamW; with moment2 = None SGD with momentum. `factors` [FACTORS] from `StepFactors`. stats[0]: of the new accumulator, 0
+    where there is none.
     """
     _ops.step(gradient, parameters, moment1, moment2, factors, stats, accumulator=accumulator, zero_gradient=True)
 

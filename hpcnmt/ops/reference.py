@@ -63,7 +63,7 @@ def step(
         ema.add_(ema_share * (target - ema))
     if zero_gradient:
         gradient.zero_()
-    _end(stats, kept.double().square().sum(), good)
+    _end(stats, 0.0 if accumulator is None else kept.double().square().sum(), good)
 
 
 def pack(accumulator: Tensor, wire: Tensor, residual: Tensor | None, stats: Tensor, words: float, clip_norm: float) -> None:

@@ -36,7 +36,7 @@ def test_the_binding_compiles_against_the_headers_of_torch(tmp_path: Path) -> No
     nvcc = shutil.which("nvcc")
     need("nvcc", nvcc is not None, "no nvcc found")
     dry = subprocess.run([str(nvcc), "--dryrun", str(CUDA / "kernels.cu")], capture_output=True, text=True, timeout=60).stderr
-    (include,) = (line.split("=", 1)[1].strip() for line in dry.splitlines() if "INCLUDES=" in line)
+    (include,) = (line.split("=", 1)[1].strip() for line in dry.splitlines() if " INCLUDES=" in line)
     macros = tmp_path / "c10" / "cuda" / "impl" / "cuda_cmake_macros.h"  # a CPU build of torch comes without this one
     macros.parent.mkdir(parents=True)
     macros.write_text("#pragma once\n#define C10_CUDA_BUILD_SHARED_LIBS\n")

@@ -79,7 +79,7 @@ struct Step {
                                       : momentum(rule, mean, p[slot].at[k], m[slot].at[k]);
       total = fine ? total : before;
       a[slot].at[k] = total;
-      sum.sum_squares += static_cast<double>(total) * total;
+      if (state.accumulator != nullptr) sum.sum_squares += static_cast<double>(total) * total;
       sum.bad += !fine;
       e[slot].at[k] = fused(rule.ema_share, p[slot].at[k] - e[slot].at[k], e[slot].at[k]);
       grad[slot].at[k] = G(0);
