@@ -1,5 +1,5 @@
-"""What the engine costs: words per second of 1 worker + 1 shard (tau 2, overlap 1) and of virtual time with 4 and 16 workers,
-each beside the plain loop with the same model, batches, threads and tau, in turns; medians of the ratios.
+"""What the engine costs: words per second of 1 worker + 1 shard (tau 2, overlap 1), the same with a local optimizer, and virtual time with
+4 and 16 workers, each beside the plain loop with the same model, batches, threads and tau, in turns; medians of the ratios.
 
     python benchmarks/engine_cost.py PREPARED WORK [--words 120000] [--rounds 3] [--recipe multi30k-transformer]
 
@@ -18,6 +18,7 @@ from common import records, run_hpcnmt, set_options, write_result
 VARIANTS = {
     "plain": (["training.mode=plain", "worker.delay=2"], []),
     "engine": (["worker.delay=2", "worker.overlap=1"], ["--workers", 1, "--shards", 1]),
+    "engine_local": (["worker.delay=2", "worker.overlap=1", "worker.local.mode=always"], ["--workers", 1, "--shards", 1]),
     "virtual_4": (["training.mode=virtual", "worker.delay=2"], ["--workers", 4]),
     "virtual_16": (["training.mode=virtual", "worker.delay=2"], ["--workers", 16]),
 }
@@ -47,8 +48,9 @@ def main() -> None:
             rates[name].append(words_per_second(arguments, name))
     ratios = {name: [r / p for r, p in zip(rates[name], rates["plain"], strict=True)] for name in VARIANTS if name != "plain"}
     medians = {name: statistics.median(values) for name, values in ratios.items()}
-    print(medians)
-    figures = {"target_words_per_s": rates, "ratio_to_plain": ratios, "median_ratio": medians}
+    local = statistics.median(a / b for a, b in zip(rates["engine_local"], rates["engine"], strict=True))
+    print(medians, f"local optimizer on/off: {local:.3f}")
+    figures = {"target_words_per_s": rates, "ratio_to_plain": ratios, "median_ratio": medians, "local_optimizer_on_to_off": local}
     write_result(f"engine_cost-{arguments.recipe}", {"recipe": arguments.recipe, "words": arguments.words} | figures)
 
 
