@@ -149,8 +149,12 @@ class Exchange:
             self.transport.flush(shard)
 
     def send_initial(self, parameters: Tensor) -> None:
-        """Worker 0 writes the initial parameters."""
-        self.push(parameters, PushHeader(Kind.INIT))
+        """Worker 0 writes the initial parameters straight into ring slot 0, which nobody reads before version 0 stands."""
+        for shard, (begin, end) in enumerate(self._slices):
+            self.transport.put_initial(shard, parameters[begin:end])
+            self.transport.flush(shard)
+        self.start_push(None, PushHeader(Kind.INIT))
+        self.finish_push()
 
     def farewell(self) -> None:
         """The last message of this worker."""

@@ -7,6 +7,7 @@ ranks of the world, so worker w is rank w. Used by transports, shards and worker
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 # Control words of one shard (int64). A block of header words, then one block for each worker.
 VERSION, GLOBAL_WORDS, CUT, SNAPSHOT, FAREWELLS, STOP, SNAPSHOT_WORDS, CANCELLED = range(8)
@@ -25,6 +26,8 @@ class Layout:
     workers: int
     shards: int
     ring_slots: int = 4
+    wire: Literal["fp32", "bf16"] = "fp32"
+    """Type of pushed gradients; parameters always travel in fp32."""
 
     def __post_init__(self) -> None:
         for name in ("parameters", "workers", "shards"):
@@ -48,6 +51,11 @@ class Layout:
         return end - begin
 
     @property
+    def wire_bytes(self) -> int:
+        """Bytes of one element of a push."""
+        return 2 if self.wire == "bf16" else 4
+
+    @property
     def control_words(self) -> int:
         """Length of one shard's control block in int64 words."""
         return HEADER_WORDS + WORKER_WORDS * self.workers
@@ -58,12 +66,13 @@ class Layout:
 
     def memory_text(self) -> str:
         """One line on the window memory of the largest shard, for the log."""
-        slice_mb = 4e-6 * self.slice_size(0)
+        size_mb = 1e-6 * self.slice_size(0)
         return (
-            f"window memory of a shard: {self.shard_bytes(0) / 1e6:.1f} MB = inbox {self.workers} x {slice_mb:.1f} "
-            f"+ ring {self.ring_slots} x {slice_mb:.1f} + snapshot {slice_mb:.1f}; {self.shards} shards"
+            f"window memory of a shard: {self.shard_bytes(0) / 1e6:.1f} MB = inbox {self.workers} x {self.wire_bytes * size_mb:.1f} "
+            f"+ ring {self.ring_slots} x {4 * size_mb:.1f} + snapshot {4 * size_mb:.1f}; {self.shards} shards"
         )
 
     def shard_bytes(self, shard: int) -> int:
         """Window memory of one shard: inbox, ring, snapshot slot, control."""
-        return 4 * self.slice_size(shard) * (self.workers + self.ring_slots + 1) + 8 * self.control_words
+        inbox = self.wire_bytes * self.workers
+        return self.slice_size(shard) * (inbox + 4 * (self.ring_slots + 1)) + 8 * self.control_words

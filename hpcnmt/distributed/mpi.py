@@ -19,9 +19,9 @@ from torch import Tensor
 from hpcnmt.distributed.deadlines import DeadlineConfig
 from hpcnmt.distributed.layout import Layout
 from hpcnmt.distributed.shard import Shard, ShardConfig
-from hpcnmt.distributed.transport import ShardMemory, Words
+from hpcnmt.distributed.transport import ShardMemory, Words, wire_type
 
-CHUNK_FLOATS = 1 << 20
+CHUNK_ELEMENTS = 1 << 20
 POLL_S = 2e-4
 IDLE_NAP_S = 3e-4
 SPIN_POLLS = 50
@@ -81,14 +81,15 @@ class MpiWindows:
         self.shard_index = self.comm.rank - layout.workers  # negative on workers
         mine = self.shard_index >= 0
         size = layout.slice_size(self.shard_index) if mine else 0
-        self.inbox = MPI.Win.Allocate(4 * size * layout.workers, 4, comm=self.comm)
+        self.inbox = MPI.Win.Allocate(layout.wire_bytes * size * layout.workers, layout.wire_bytes, comm=self.comm)
         self.ring = MPI.Win.Allocate(4 * size * (layout.ring_slots + 1), 4, comm=self.comm)
         self.control = MPI.Win.Allocate(8 * layout.control_words if mine else 0, 8, comm=self.comm)
         self.windows = (self.inbox, self.ring, self.control)
         self._requests: dict[int, list[MPI.Request]] = {shard: [] for shard in range(layout.shards)}
         self.memory: ShardMemory | None = None
         if mine:
-            inbox, ring = (torch.from_numpy(np.frombuffer(cast(Any, w.tomemory()), np.float32)) for w in (self.inbox, self.ring))
+            inbox = torch.frombuffer(cast(Any, self.inbox.tomemory()), dtype=wire_type(layout))
+            ring = torch.frombuffer(cast(Any, self.ring.tomemory()), dtype=torch.float32)
             words: Words = np.frombuffer(cast(Any, self.control.tomemory()), np.int64)
             self.memory = ShardMemory.view(layout, self.shard_index, inbox, ring, words)
         for window in self.windows:
@@ -102,15 +103,19 @@ class MpiWindows:
     def put(self, shard: int, worker: int, data: Tensor) -> None:
         self._transfer(self.inbox.Rput, shard, worker * self.layout.slice_size(shard), data)
 
+    def put_initial(self, shard: int, parameters: Tensor) -> None:
+        self._transfer(self.ring.Rput, shard, 0, parameters)
+
     def get(self, shard: int, slot: int, out: Tensor) -> None:
         self._transfer(self.ring.Rget, shard, slot * self.layout.slice_size(shard), out)
 
     def _transfer(self, operation: Any, shard: int, offset: int, data: Tensor) -> None:
-        flat = data.numpy()
-        for begin in range(0, flat.size, CHUNK_FLOATS):
-            chunk = flat[begin : begin + CHUNK_FLOATS]
-            target = (offset + begin, chunk.size, MPI.FLOAT)
-            self._requests[shard].append(operation([chunk, MPI.FLOAT], self._rank(shard), target=target))
+        half = data.dtype == torch.bfloat16  # MPI and numpy know 16 bits, not bfloat16
+        flat, kind = (data.view(torch.int16).numpy(), MPI.INT16_T) if half else (data.numpy(), MPI.FLOAT)
+        for begin in range(0, flat.size, CHUNK_ELEMENTS):
+            chunk = flat[begin : begin + CHUNK_ELEMENTS]
+            target = (offset + begin, chunk.size, kind)
+            self._requests[shard].append(operation([chunk, kind], self._rank(shard), target=target))
 
     def flush(self, shard: int) -> None:
         requests = self._requests[shard]

@@ -24,6 +24,7 @@ from hpcnmt.distributed.exchange import Exchange
 from hpcnmt.distributed.layout import APPLIED, CANCELLED, FINAL_SNAPSHOT, FLAG, SNAPSHOT, Layout
 from hpcnmt.distributed.message import Kind, PushHeader
 from hpcnmt.distributed.shard import ShardConfig
+from hpcnmt.distributed.transport import wire_type
 from hpcnmt.distributed.virtual import LocalShards
 from hpcnmt.distributed.worker import BatchCounts
 from hpcnmt.optim.window import GradientWindow
@@ -43,8 +44,8 @@ class Script:
         self.exchanges = [Exchange(self.world.transport, index, DeadlineConfig()) for index in range(layout.workers)]
         self.exchanges[0].send_initial(initial)
         self.replicas = [torch.empty_like(initial) for _ in self.exchanges]
-        self._sum = GradientWindow(torch.zeros_like(initial), clip_norm)
-        self._wire = torch.empty_like(initial)
+        self._sums = _windows(layout, clip_norm)
+        self._wire = torch.empty(layout.parameters, dtype=wire_type(layout))
         for exchange, replica in zip(self.exchanges, self.replicas, strict=True):
             exchange.pull(replica)
 
@@ -74,7 +75,7 @@ class Script:
 
     def gradient(self, worker: int) -> PushHeader:
         """Computes the next gradient of `worker` on its replica and packs it for the wire; returns the header."""
-        return _packed(self.gradient_of, worker, self.replicas[worker], self._sum, self._wire)
+        return _packed(self.gradient_of, worker, self.replicas[worker], self._sums[worker], self._wire)
 
     def _push(self, worker: int) -> None:
         self._check_slot(worker)
@@ -109,6 +110,12 @@ class Script:
             self.world.transport.raise_flag(shard, layout.worker_block(worker) + FLAG, exchange.sequence + 1)
 
 
+def _windows(layout: Layout, clip_norm: float) -> list[GradientWindow]:
+    """One for each worker: what rounding leaves behind is a worker's own."""
+    accumulator = torch.zeros(layout.parameters)
+    return [GradientWindow(accumulator, clip_norm, error_feedback=layout.wire == "bf16") for _ in range(layout.workers)]
+
+
 def _packed(gradient_of: GradientOf, worker: int, replica: Tensor, window: GradientWindow, wire: Tensor) -> PushHeader:
     counts = gradient_of(worker, replica, window.accumulator)
     if not window.seal(wire, counts.target_words):
@@ -126,7 +133,7 @@ def replay(
     at the moment that version is published. Raises ValueError when the logs contradict each other.
     """
     world = LocalShards(layout, config)
-    window = GradientWindow(torch.zeros_like(initial), clip_norm)
+    windows = _windows(layout, clip_norm)
     Exchange(world.transport, 0, DeadlineConfig()).send_initial(initial)
     slices = layout.slices()
     wanted = [{(worker, sequence): version for worker, sequence, version in log} for log in logs]
@@ -152,8 +159,8 @@ def replay(
         for worker, sequences in order.items():
             while sequences and missing[(worker, sequences[0])] == 0:
                 key = (worker, sequences.pop(0))
-                wire = torch.empty_like(initial)
-                gradients[key] = (wire, _packed(gradient_of, worker, replicas.pop(key), window, wire), layout.shards)
+                wire = torch.empty(layout.parameters, dtype=wire_type(layout))
+                gradients[key] = (wire, _packed(gradient_of, worker, replicas.pop(key), windows[worker], wire), layout.shards)
         for shard, log in enumerate(logs):
             while positions[shard] < len(log) and log[positions[shard]][:2] in gradients:
                 worker, sequence, _ = log[positions[shard]]

@@ -108,7 +108,6 @@ class Shard:
     def _apply(self, worker: int, sequence: int, header: PushHeader) -> None:
         ring, control = self.memory.ring, self.memory.control
         if header.kind == Kind.INIT:
-            ring[0].copy_(self.memory.inbox[worker])
             self.update.start(ring[0])
             self.version = 0
         elif header.kind == Kind.GRADIENT:

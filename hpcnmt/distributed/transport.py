@@ -21,9 +21,14 @@ from hpcnmt.distributed.layout import VERSION, Layout
 Words = NDArray[np.int64]
 
 
+def wire_type(layout: Layout) -> torch.dtype:
+    """Type of pushed gradients."""
+    return torch.bfloat16 if layout.wire == "bf16" else torch.float32
+
+
 @dataclass
 class ShardMemory:
-    """The memory of one shard: inbox [workers, slice], ring [ring_slots + 1, slice] (last slot: the snapshot), control words."""
+    """The memory of one shard: inbox [workers, slice] in the wire's type, ring [ring_slots + 1, slice] (last: the snapshot), control."""
 
     inbox: Tensor
     ring: Tensor
@@ -45,6 +50,9 @@ class Transport(Protocol):
 
     def put(self, shard: int, worker: int, data: Tensor) -> None:
         """Copies `data` [slice] into the inbox slot of `worker`; `data` must live until `flush`."""
+
+    def put_initial(self, shard: int, parameters: Tensor) -> None:
+        """Copies `parameters` [slice] into ring slot 0; only before the first version."""
 
     def get(self, shard: int, slot: int, out: Tensor) -> None:
         """Copies ring slot `slot` into `out` [slice]; valid after `flush`."""
@@ -74,11 +82,14 @@ class LocalTransport:
         self.memories = []
         for shard in range(layout.shards):
             size = layout.slice_size(shard)
-            inbox, ring = torch.zeros(layout.workers * size), torch.zeros((layout.ring_slots + 1) * size)
+            inbox, ring = torch.zeros(layout.workers * size, dtype=wire_type(layout)), torch.zeros((layout.ring_slots + 1) * size)
             self.memories.append(ShardMemory.view(layout, shard, inbox, ring, np.zeros(layout.control_words, np.int64)))
 
     def put(self, shard: int, worker: int, data: Tensor) -> None:
         self.memories[shard].inbox[worker].copy_(data)
+
+    def put_initial(self, shard: int, parameters: Tensor) -> None:
+        self.memories[shard].ring[0].copy_(parameters)
 
     def get(self, shard: int, slot: int, out: Tensor) -> None:
         out.copy_(self.memories[shard].ring[slot])

@@ -23,7 +23,7 @@ from hpcnmt.distributed.exchange import Exchange
 from hpcnmt.distributed.layout import Layout
 from hpcnmt.distributed.message import Kind, PushHeader
 from hpcnmt.distributed.shard import Shard, ShardConfig
-from hpcnmt.distributed.transport import LocalTransport
+from hpcnmt.distributed.transport import LocalTransport, wire_type
 from hpcnmt.distributed.worker import BatchCounts, WorkerConfig, sum_counts
 from hpcnmt.optim.local import LocalOptimizer
 from hpcnmt.optim.window import GradientWindow
@@ -76,6 +76,7 @@ class _Worker:
     exchange: Exchange
     replica: Tensor
     versions: list[int]
+    sum: GradientWindow
     arrived: Tensor | None = None  # overlap 1: the replica of the exchange that is complete
     in_flight: bool = False
     blocked: Callable[[], None] | None = None  # what goes on when the exchange in flight is complete
@@ -95,7 +96,6 @@ class VirtualCluster:
         self._random = random.Random(clock.seed)
         self._gradient = torch.zeros_like(initial) if gradient is None else gradient
         self._accumulator = self._gradient if local_of is None else torch.zeros_like(initial)
-        self.sum = GradientWindow(self._accumulator, config.clip_norm)
         self._events: list[tuple[float, int, int, Callable[[], None]]] = []
         self._count = 0
         self.workers = []
@@ -103,7 +103,7 @@ class VirtualCluster:
             exchange = Exchange(shards.transport, index, DeadlineConfig())
             if index == 0:
                 exchange.send_initial(initial)
-            self.workers.append(_Worker(exchange, torch.empty_like(initial), [], local=local_of() if local_of else None))
+            self.workers.append(_Worker(exchange, torch.empty_like(initial), [], self._window(), local=local_of() if local_of else None))
         for index, worker in enumerate(self.workers):
             worker.exchange.pull(worker.replica)
             worker.versions = list(worker.exchange.versions)
@@ -113,6 +113,14 @@ class VirtualCluster:
     def words(self) -> int:
         """Global target words applied on all shards."""
         return min(shard.words for shard in self.shards.shards)
+
+    @property
+    def dropped(self) -> int:
+        """Windows dropped for a non-finite gradient."""
+        return sum(worker.sum.dropped for worker in self.workers)
+
+    def _window(self) -> GradientWindow:
+        return GradientWindow(self._accumulator, self.config.clip_norm, error_feedback=self.shards.layout.wire == "bf16")
 
     def step(self) -> None:
         """Handles the next event of the clock."""
@@ -130,9 +138,9 @@ class VirtualCluster:
     def _window_done(self, index: int) -> Callable[[], None]:
         def action() -> None:
             total = sum_counts([self._batch(index) for _ in range(self.config.delay)])
-            wire = torch.empty_like(self._accumulator)
             worker = self.workers[index]
-            if not self.sum.seal(wire, total.target_words, has_norm=worker.local is not None):
+            wire = torch.empty_like(self._accumulator, dtype=wire_type(self.shards.layout))
+            if not worker.sum.seal(wire, total.target_words, has_norm=worker.local is not None):
                 if not worker.in_flight:
                     worker.exchange.pull(worker.replica)
                     worker.versions = list(worker.exchange.versions)
@@ -147,7 +155,7 @@ class VirtualCluster:
         counts = self.gradient_of(index, worker.replica, self._gradient)
         if worker.local is not None:
             words = worker.exchange.global_words
-            worker.local.step(worker.replica, self._gradient, self._accumulator, counts.target_words, words, self.sum.stats)
+            worker.local.step(worker.replica, self._gradient, self._accumulator, counts.target_words, words, worker.sum.stats)
         return counts
 
     def _send(self, index: int, gradient: Tensor, header: PushHeader) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from hpcnmt.distributed.exchange import Exchange
 from hpcnmt.distributed.message import Kind, PushHeader
+from hpcnmt.distributed.transport import wire_type
 from hpcnmt.optim.local import LocalConfig, LocalOptimizer
 from hpcnmt.optim.window import GradientWindow
 
@@ -85,10 +86,11 @@ class WorkerLoop:
         self.exchange, self.config, self.compute, self.local = exchange, config, compute, local
         self.replica, self.gradient = replica, gradient
         self._accumulator = gradient if local is None else torch.zeros_like(gradient)
-        self.sum = GradientWindow(self._accumulator, config.clip_norm)
+        kind = wire_type(exchange.transport.layout)
+        self.sum = GradientWindow(self._accumulator, config.clip_norm, error_feedback=kind != gradient.dtype)
         # MPI sees host memory only: on a GPU the packed gradient and the pulled replica pass through page-locked buffers.
-        self._packed = torch.empty_like(gradient)
-        self._outgoing = _host_buffer(gradient) if gradient.is_cuda else self._packed
+        self._packed = torch.empty_like(gradient, dtype=kind)
+        self._outgoing = _host_buffer(self._packed) if gradient.is_cuda else self._packed
         self._incoming = _host_buffer(replica) if replica.is_cuda or config.overlap else replica
         self._helper = ThreadPoolExecutor(1, thread_name_prefix="exchange")
         self._pending: Future[None] | None = None

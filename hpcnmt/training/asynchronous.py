@@ -34,7 +34,7 @@ def run_rank(recipe: Recipe, data: Path, run: Path, workers: int, shards: int) -
     rank = MPI.COMM_WORLD.rank
     device = choose_device(recipe, neighbours.index(rank)) if rank < workers else None
     trainee = Trainee.build(recipe, data, device)
-    layout = Layout(trainee.flat.size, workers, shards, recipe.training.ring_slots)
+    layout = Layout(trainee.flat.size, workers, shards, recipe.training.ring_slots, recipe.training.wire)
     if rank == 0:
         print(layout.memory_text(), file=sys.stderr, flush=True)  # before it is allocated
     check_memory(layout, neighbours)

@@ -61,7 +61,8 @@ def train_virtual(recipe: Recipe, data: Path, run: Path, workers: int, shards: i
     trainee = Trainee.build(recipe, data, choose_device(recipe, 0))
     trainee.seed_worker(0)
     recipe, flat = trainee.recipe, trainee.flat
-    cluster_shards = LocalShards(Layout(flat.size, workers, shards, recipe.training.ring_slots), ShardConfig(recipe.update))
+    layout = Layout(flat.size, workers, shards, recipe.training.ring_slots, recipe.training.wire)
+    cluster_shards = LocalShards(layout, ShardConfig(recipe.update))
     journal, validation = trainee.open_run(run, workers, shards, "none")
     corpus = TokenCorpus(data, "train")
     loaders = [Loader(corpus, recipe.loader, worker, workers) for worker in range(workers)]
@@ -90,5 +91,5 @@ def train_virtual(recipe: Recipe, data: Path, run: Path, workers: int, shards: i
     cluster_shards.parameters(snapshot)
     validation.evaluate(snapshot, cluster.words, final=True)
     staleness = {str(k): v for k, v in sorted(cluster_shards.shards[0].staleness.items())}
-    figures = {"simulated_s": cluster.now_s, "staleness": staleness, "dropped_windows": cluster.sum.dropped}
+    figures = {"simulated_s": cluster.now_s, "staleness": staleness, "dropped_windows": cluster.dropped}
     _end(journal, validation, cluster.words, loaders, figures)

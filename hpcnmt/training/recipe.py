@@ -33,6 +33,8 @@ class TrainingConfig:
     """Where workers compute: auto takes a GPU where there is one, spread over the workers of a host. Shards stay on CPUs."""
     ring_slots: int = 4
     """Versions a shard keeps published; more where pulls are rejected often."""
+    wire: Literal["fp32", "bf16"] = "fp32"
+    """Type of pushed gradients; bf16 halves their bytes, and each worker sends later what rounding has left behind."""
 
     def __post_init__(self) -> None:
         for name in ("max_target_words", "threads"):
@@ -84,7 +86,7 @@ WITHOUT_EFFECT = {
     ("model.type", "gru"): ("model.heads", "model.feedforward_dim", "model.encoder_layers", "model.decoder_layers"),
     ("model.type", "transformer"): ("model.hidden_dim", "model.layer_norm"),
     ("training.mode", "async"): ("clock",),
-    ("training.mode", "plain"): ("clock", "deadlines", "training.ring_slots", "worker.overlap", "worker.local"),
+    ("training.mode", "plain"): ("clock", "deadlines", "training.ring_slots", "training.wire", "worker.overlap", "worker.local"),
     ("training.mode", "virtual"): ("deadlines",),
     ("worker.local.mode", "off"): ("worker.local",),
     ("validation.patience", "0"): ("validation.stop_on",),

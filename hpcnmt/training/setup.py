@@ -90,7 +90,7 @@ def check_sizes(recipe: Recipe, data: Path, workers: int, shards: int) -> None:
     """Checks before any rank starts: slices, window memory, enough batches. Raises ValueError or RuntimeError."""
     with torch.device("meta"):
         model = build_model(_sized(recipe.model, data), 0)
-    Layout(sum(p.numel() for p in model.parameters()), workers, shards, recipe.training.ring_slots)
+    Layout(sum(p.numel() for p in model.parameters()), workers, shards, recipe.training.ring_slots, recipe.training.wire)
     corpus = TokenCorpus(data, "train")
     batches = len(plan_epoch(corpus.source_lengths, corpus.target_lengths, recipe.loader.batch_words, recipe.loader.seed, 0))
     if batches < workers:

@@ -27,7 +27,7 @@ def main() -> None:
     workers, shards, delay, overlap, windows_count, fail_rank = (int(a) for a in sys.argv[1:7])
     torch.set_num_threads(1)
     check_world(workers, shards)
-    layout = Layout(quadratic.SIZE, workers, shards)
+    layout = Layout(quadratic.SIZE, workers, shards, wire="bf16" if "bf16" in sys.argv else "fp32")
     check_memory(layout, ranks_of_this_host())
     windows = MpiWindows(layout, DeadlineConfig(10, 40, 60))
     rank = windows.comm.rank

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -64,12 +64,12 @@ def test_every_push_is_applied_exactly_once(workers: int, shards: int, overlap: 
     assert all(sorted([w, s] for w, s, _ in line["log"]) == expected for line in logs)
 
 
-@pytest.mark.parametrize("overlap", [0, 1])
-def test_the_logs_of_the_shards_replay_bit_for_bit_in_one_process(overlap: int) -> None:
-    code, lines, output = run_ranks(4, 2, 2, 1, overlap, 15, -1)
+@pytest.mark.parametrize(("overlap", "wire"), [(0, "fp32"), (1, "fp32"), (1, "bf16")])
+def test_the_logs_of_the_shards_replay_bit_for_bit_in_one_process(overlap: int, wire: Literal["fp32", "bf16"]) -> None:
+    code, lines, output = run_ranks(4, 2, 2, 1, overlap, 15, -1, wire)
     assert code == 0, output
     logs = [[tuple(entry) for entry in line["log"]] for line in sorted((x for x in lines if "shard" in x), key=lambda x: x["shard"])]
-    layout, config = Layout(quadratic.SIZE, 2, 2), ShardConfig(quadratic.UPDATE)
+    layout, config = Layout(quadratic.SIZE, 2, 2, wire=wire), ShardConfig(quadratic.UPDATE)
     again = replay(logs, layout, config, quadratic.gradients(2), quadratic.initial())
     assert [x["final"] for x in lines if "final" in x] == [hashlib.sha256(again.numpy().tobytes()).hexdigest()]
 

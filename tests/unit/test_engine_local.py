@@ -144,6 +144,25 @@ def test_zero_words_are_refused() -> None:
         exchange.push(torch.zeros(quadratic.SIZE), PushHeader(Kind.GRADIENT))
 
 
+def test_a_bf16_wire_halves_the_inbox_and_trains_as_well() -> None:
+    results = []
+    for wire in ("fp32", "bf16"):
+        world = World(Layout(quadratic.SIZE, 1, 2, wire=wire))
+        loop = world.worker(0, WorkerConfig(1))
+        loop.start(initial=True)
+        for _ in range(60):
+            loop.window()
+        loop.finish()
+        loop.close()
+        results.append(loop.replica.clone())
+    assert world.transport.memories[0].inbox.dtype == torch.bfloat16
+    assert not torch.equal(*results)
+    target = torch.sin(torch.arange(quadratic.SIZE))
+    fp32, bf16 = ((replica - target).norm() for replica in results)
+    assert abs(float(bf16 / fp32) - 1) < 0.02
+    assert loop.sum.residual is not None and loop.sum.residual.any()
+
+
 def spoiled(compute: Compute, gradient: torch.Tensor, windows: set[int]) -> Compute:
     """`compute` whose gradient holds a NaN in the given windows (one batch each)."""
     count = iter(range(1_000_000))
