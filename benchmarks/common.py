@@ -1,30 +1,19 @@
-"""Shared by the benchmark drivers: where and on what a figure was measured, running hpcnmt, and writing the result."""
+"""Shared by the benchmark drivers: running hpcnmt, and writing the result with the machine it was measured on."""
 
 from __future__ import annotations
 
 import json
 import os
-import platform
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
+from hpcnmt.bench.results import machine
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-
-
-def machine() -> dict[str, Any]:
-    """Processor, cores, versions and commit."""
-    model = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), platform.processor())
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
-    return {
-        "processor": model, "cores": os.cpu_count(), "torch": torch.__version__, "python": platform.python_version(), "commit": commit,
-        "command": " ".join([Path(sys.executable).name, *sys.argv]),
-    }  # fmt: skip
 
 
 def run_hpcnmt(*arguments: object, output: Path | None = None) -> None:

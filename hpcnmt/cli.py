@@ -40,6 +40,7 @@ def _parser() -> argparse.ArgumentParser:
     _inference_commands(commands)
     summary = commands.add_parser("summary", help="the figures of a run in a table")
     summary.add_argument("--run", type=Path, required=True)
+    commands.add_parser("bench", help="measure: throughput, comm, time-to-bleu, quality, soak", add_help=False)
     doctor = commands.add_parser("doctor", help="check MPI, launcher, devices and versions; says what to fix")
     doctor.add_argument("--json", action="store_true")
     return parser
@@ -194,8 +195,13 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    arguments = _parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
     try:
+        if words[:1] == ["bench"]:
+            from hpcnmt.bench.commands import bench
+
+            return bench(words[1:])
+        arguments = _parser().parse_args(words)
         return COMMANDS[arguments.command](arguments)
     except ValueError as error:
         sys.stderr.write(f"hpcnmt: {error}\n")

@@ -16,13 +16,13 @@ def is_launched() -> bool:
     return any(name in os.environ for name in RANK_VARIABLES)
 
 
-def start_ranks(arguments: list[str], ranks: int, threads: int) -> int:
-    """Runs `hpcnmt ARGUMENTS` on `ranks` local ranks; returns the launcher's exit code."""
+def local_launcher(ranks: int, threads: int) -> tuple[list[str], dict[str, str]]:
+    """The command that starts `ranks` local ranks of what follows it, and the environment variables that go with it."""
     search = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     mpiexec = shutil.which("mpiexec", path=search)
     if mpiexec is None:
         raise ValueError("found no mpiexec: pip install 'hpcnmt[mpich]', or load the MPI module of your site")
-    environment = {"OMP_NUM_THREADS": str(threads)} | os.environ
+    environment = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}
     version = subprocess.run([mpiexec, "--version"], capture_output=True, text=True, timeout=60).stdout
     command = [mpiexec, "-n", str(ranks)]
     if "Open MPI" in version or "open-mpi" in version:
@@ -32,5 +32,11 @@ def start_ranks(arguments: list[str], ranks: int, threads: int) -> int:
         if os.getuid() == 0:
             command.append("--allow-run-as-root")
     else:
-        environment.setdefault("MPIR_CVAR_ENABLE_HEAVY_YIELD", "1")
-    return subprocess.run([*command, sys.executable, "-m", "hpcnmt", *arguments], env=environment).returncode
+        environment["MPIR_CVAR_ENABLE_HEAVY_YIELD"] = os.environ.get("MPIR_CVAR_ENABLE_HEAVY_YIELD", "1")
+    return command, environment
+
+
+def start_ranks(arguments: list[str], ranks: int, threads: int) -> int:
+    """Runs `hpcnmt ARGUMENTS` on `ranks` local ranks; returns the launcher's exit code."""
+    command, environment = local_launcher(ranks, threads)
+    return subprocess.run([*command, sys.executable, "-m", "hpcnmt", *arguments], env=os.environ | environment).returncode

@@ -1,0 +1,86 @@
+"""What a rank is doing: seconds by activity, the activity of this moment (for `hpcnmt status`), and the spans of a trace.
+
+Names are few and fixed, see NAMES. Every thread has its own row: the main thread of a worker computes, packs, waits and copies; its
+exchange thread pushes, waits for the shards, and pulls. Invariants: the spans of one row nest; `seconds` counts a name inclusive of what
+it contains, and the activities of a worker's main thread do not contain each other, so their shares add up to its time. A span costs
+about two microseconds; without a trace nothing grows. Used by worker.py, exchange.py, mpi.py, synchronous.py and what trains with them.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+NAMES = {
+    "compute": "forward and backward passes (or the sleep that stands for them)",
+    "step": "optimizer steps of this rank",
+    "pack": "clipping and rounding to the wire",
+    "copy": "copies between replica, wire and host buffers",
+    "wait": "blocked until the exchange or the all-reduce in flight is complete",
+    "validate": "validation of a snapshot",
+    "push": "gradient on its way to the shards",
+    "apply": "waiting until a shard has applied the push; on a shard: applying it",
+    "pull": "parameters on their way from the shards",
+    "idle": "a shard without work",
+}
+MOST_SPANS = 500_000
+
+
+@dataclass(frozen=True)
+class Span:
+    """One stretch of one row, in seconds since the epoch."""
+
+    row: str
+    name: str
+    detail: str
+    begin_s: float
+    end_s: float
+
+
+class Activity:
+    """Activities of the rank that is `role` number `index`; keeps spans where `trace` is on (the first MOST_SPANS of them)."""
+
+    def __init__(self, role: str = "worker", index: int = 0, trace: bool = False) -> None:
+        self.role, self.index, self.trace = role, index, trace
+        self.seconds: defaultdict[str, float] = defaultdict(float)
+        self.spans: list[Span] = []
+        self._rows: dict[str, list[tuple[str, str, float]]] = {}
+        self._epoch_s = time.time() - time.perf_counter()
+
+    @contextmanager
+    def __call__(self, name: str, detail: str = "") -> Iterator[None]:
+        """A stretch of the calling thread's row; `detail` says on what, e.g. "shard 1"."""
+        row = _row()
+        stack = self._rows.setdefault(row, [])
+        begin = time.perf_counter()
+        stack.append((name, detail, begin))
+        try:
+            yield
+        finally:
+            stack.pop()
+            self.add(name, begin, time.perf_counter(), detail, row)
+
+    def add(self, name: str, begin: float, end: float, detail: str = "", row: str | None = None) -> None:
+        """A stretch that is over, in seconds of time.perf_counter: for what does not nest, as transfers to several shards at once."""
+        self.seconds[name] += end - begin
+        if self.trace and len(self.spans) < MOST_SPANS:
+            self.spans.append(Span(row or _row(), name, detail, self._epoch_s + begin, self._epoch_s + end))
+
+    def now(self) -> dict[str, tuple[str, str, float]]:
+        """(name, detail, seconds since it began) of the innermost activity of every row that is in one."""
+        moment = time.perf_counter()
+        stacks = {row: list(stack) for row, stack in list(self._rows.items())}
+        return {row: (stack[-1][0], stack[-1][1], moment - stack[-1][2]) for row, stack in stacks.items() if stack}
+
+    def shares(self, total_s: float) -> dict[str, float]:
+        """Seconds of every name as shares of `total_s`."""
+        return {name: seconds / total_s for name, seconds in sorted(self.seconds.items())}
+
+
+def _row() -> str:
+    thread = threading.current_thread()
+    return "main" if thread is threading.main_thread() else thread.name.split("_")[0]
