@@ -1,9 +1,10 @@
 """What a rank is doing: seconds by activity, the activity of this moment (for `hpcnmt status`), and the spans of a trace.
 
 Names are few and fixed, see NAMES. Every thread has its own row: the main thread of a worker computes, packs, waits and copies; its
-exchange thread pushes, waits for the shards, and pulls. Invariants: the spans of one row nest; `seconds` counts a name inclusive of what
-it contains, and the activities of a worker's main thread do not contain each other, so their shares add up to its time. A span costs
-about two microseconds; without a trace nothing grows. Used by worker.py, exchange.py, mpi.py, synchronous.py and what trains with them.
+exchange thread exchanges, and notes the transfers with each shard on rows of their own. Invariants: the spans of one row nest;
+`seconds` counts a name inclusive of what it contains, and the activities of a worker's main thread do not contain each other, so their
+shares add up to its time. A span costs about two microseconds; without a trace nothing grows. Used by worker.py, pipeline.py, shard.py,
+mpi.py, synchronous.py and what trains with them.
 """
 
 from __future__ import annotations
@@ -22,9 +23,10 @@ NAMES = {
     "copy": "copies between replica, wire and host buffers",
     "wait": "blocked until the exchange or the all-reduce in flight is complete",
     "validate": "validation of a snapshot",
-    "push": "gradient on its way to the shards",
-    "apply": "waiting until a shard has applied the push; on a shard: applying it",
-    "pull": "parameters on their way from the shards",
+    "exchange": "one push and one pull with all shards",
+    "push": "gradient on its way to one shard",
+    "apply": "until that shard has applied the push; on a shard: applying it",
+    "pull": "parameters on their way from one shard",
     "idle": "a shard without work",
 }
 MOST_SPANS = 500_000
@@ -41,6 +43,13 @@ class Span:
     end_s: float
 
 
+@dataclass
+class _Open:
+    name: str
+    detail: str
+    begin: float
+
+
 class Activity:
     """Activities of the rank that is `role` number `index`; keeps spans where `trace` is on (the first MOST_SPANS of them)."""
 
@@ -48,7 +57,7 @@ class Activity:
         self.role, self.index, self.trace = role, index, trace
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self.spans: list[Span] = []
-        self._rows: dict[str, list[tuple[str, str, float]]] = {}
+        self._rows: dict[str, list[_Open]] = {}
         self._epoch_s = time.time() - time.perf_counter()
 
     @contextmanager
@@ -57,12 +66,18 @@ class Activity:
         row = _row()
         stack = self._rows.setdefault(row, [])
         begin = time.perf_counter()
-        stack.append((name, detail, begin))
+        stack.append(_Open(name, detail, begin))
         try:
             yield
         finally:
             stack.pop()
             self.add(name, begin, time.perf_counter(), detail, row)
+
+    def note(self, detail: str) -> None:
+        """Says more of the activity that the calling thread is in, for `now`."""
+        stack = self._rows.get(_row())
+        if stack:
+            stack[-1].detail = detail
 
     def add(self, name: str, begin: float, end: float, detail: str = "", row: str | None = None) -> None:
         """A stretch that is over, in seconds of time.perf_counter: for what does not nest, as transfers to several shards at once."""
@@ -74,7 +89,7 @@ class Activity:
         """(name, detail, seconds since it began) of the innermost activity of every row that is in one."""
         moment = time.perf_counter()
         stacks = {row: list(stack) for row, stack in list(self._rows.items())}
-        return {row: (stack[-1][0], stack[-1][1], moment - stack[-1][2]) for row, stack in stacks.items() if stack}
+        return {row: (stack[-1].name, stack[-1].detail, moment - stack[-1].begin) for row, stack in stacks.items() if stack}
 
     def shares(self, total_s: float) -> dict[str, float]:
         """Seconds of every name as shares of `total_s`."""

@@ -1,9 +1,9 @@
 """The worker's side of the exchange: push a summed gradient to all shards, pull a whole replica, follow the cut.
 
-Push: data, flush, header, then the flag (= sequence number) last. A slot belongs to its worker again only after the shard's
-applied word says so. Pull: read the version, get its ring slot, read the version again; accept only if fewer than K-1 updates happened
-meanwhile, otherwise again (counted in `rejected_pulls`). All methods block: overlap comes from the
-helper thread of `worker.py`.
+Push: data, flush, header, then the flag (= sequence number) last. A slot belongs to its worker again only after the shard's applied
+word says so. Pull: read the version, get its ring slot, read the version again; accept only if fewer than K-1 updates happened
+meanwhile, otherwise again (counted in `rejected_pulls`). All methods but start_* block: overlap comes from the helper thread of
+`worker.py`. A window's push and pull go slice by slice through pipeline.py; `push` and `pull` do the same one after the other.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from torch import Tensor
 
+from hpcnmt.distributed.activity import Activity
 from hpcnmt.distributed.deadlines import DeadlineConfig
 from hpcnmt.distributed.layout import (
     APPLIED,
@@ -33,6 +34,7 @@ from hpcnmt.distributed.layout import (
     WORKER_WORDS,
 )  # fmt: skip
 from hpcnmt.distributed.message import Kind, PushHeader
+from hpcnmt.distributed.pipeline import Pipeline
 from hpcnmt.distributed.transport import Transport, Words
 
 
@@ -55,8 +57,14 @@ class Exchange:
         self.stopped = False  # worker 0 has asked all to end
         self.ask_to_stop = False  # set by worker 0: goes out with its next push
         self.rejected_pulls = 0
-        self.wait_s = 0.0
-        self._slices = layout.slices()
+        self.wait_s = 0.0  # the helper thread's, not the training's: under overlap it costs nothing
+        self.slices = layout.slices()
+        self.activity = Activity("worker", self.worker)
+
+    def push_and_pull(self, gradient: Tensor, header: PushHeader, computed_on: Sequence[int], replica: Tensor) -> None:
+        """One exchange with all shards: sends `gradient`, and fills `replica` with versions that contain it (see pipeline.py)."""
+        headers = Pipeline(self, gradient, self._next(header), computed_on, replica).run()
+        self._adopt(headers)
 
     def push(self, gradient: Tensor, header: PushHeader, computed_on: Sequence[int] | None = None) -> None:
         """Sends `gradient` [parameters] and waits until every shard has applied it; `computed_on` = version of each shard's slice."""
@@ -66,33 +74,43 @@ class Exchange:
     def start_push(self, gradient: Tensor | None, header: PushHeader, computed_on: Sequence[int] | None = None) -> None:
         """Puts data, header and flag; `gradient` may be reused only after `finish_push`."""
         versions = self.versions if computed_on is None else computed_on
-        transport, block = self.transport, self.transport.layout.worker_block(self.worker)
+        header = self._next(header)
+        for shard, (begin, end) in enumerate(self.slices):
+            if gradient is not None:
+                self.transport.put(shard, self.worker, gradient[begin:end])
+        for shard in range(len(self.slices)):
+            if gradient is not None:
+                self.transport.flush(shard)
+            self.announce(shard, header, versions[shard])
+
+    def _next(self, header: PushHeader) -> PushHeader:
+        """Takes the next sequence number; the header of that push, marked when it is the last before a cut."""
+        self.sequence += 1
         if header.kind == Kind.GRADIENT and self.cut_raised > self.cut_marked:
             self.cut_marked = self.cut_raised
             header = replace(header, cut=self.cut_marked)
-        self.sequence += 1
-        for shard, (begin, end) in enumerate(self._slices):
-            if gradient is not None:
-                transport.put(shard, self.worker, gradient[begin:end])
-        for shard in range(len(self._slices)):
-            if gradient is not None:
-                transport.flush(shard)
-            fields = replace(header, version=versions[shard], snapshot_read=self.snapshot_read, stop=int(self.ask_to_stop)).pack()
-            words = np.zeros(WORKER_WORDS - HEAD, np.int64)
-            words[0], words[1 : 1 + len(fields)], words[TAIL - HEAD] = self.sequence, fields, self.sequence
-            transport.write_words(shard, block + HEAD, words)
-            transport.raise_flag(shard, block + FLAG, self.sequence)
+        return header
+
+    def announce(self, shard: int, header: PushHeader, version: int) -> None:
+        """Header, then flag: the slice of the push, which is complete at `shard`, was computed on `version` of that shard."""
+        block = self.transport.layout.worker_block(self.worker)
+        fields = replace(header, version=version, snapshot_read=self.snapshot_read, stop=int(self.ask_to_stop)).pack()
+        words = np.zeros(WORKER_WORDS - HEAD, np.int64)
+        words[0], words[1 : 1 + len(fields)], words[TAIL - HEAD] = self.sequence, fields, self.sequence
+        self.transport.write_words(shard, block + HEAD, words)
+        self.transport.raise_flag(shard, block + FLAG, self.sequence)
 
     def finish_push(self) -> None:
         """Waits until every shard has applied the last push."""
-        for shard in range(len(self._slices)):
+        for shard in range(len(self.slices)):
             self.wait_s += self.deadlines.wait(
                 f"shard {shard} to apply push {self.sequence} of worker {self.worker}",
-                lambda shard=shard: self._is_applied(shard),  # type: ignore[misc]
+                lambda shard=shard: self.is_applied(shard),  # type: ignore[misc]
                 self.transport.pause,
             )
 
-    def _is_applied(self, shard: int) -> bool:
+    def is_applied(self, shard: int) -> bool:
+        """Whether `shard` has applied the last push, and its slot is this worker's again."""
         offset = self.transport.layout.worker_block(self.worker) + APPLIED
         if int(self.transport.read_words(shard, offset, 1)[0]) == self.sequence:
             return True
@@ -104,38 +122,45 @@ class Exchange:
         """Carries the decision of shard 0 that a cut is cancelled to the other shards."""
         if int(first_header[CANCELLED]) > self.cut_cancelled:
             self.cut_cancelled = int(first_header[CANCELLED])
-            for shard in range(1, len(self._slices)):
+            for shard in range(1, len(self.slices)):
                 self.transport.raise_flag(shard, self.transport.layout.worker_block(self.worker) + CANCEL, self.cut_cancelled)
 
     def pull(self, replica: Tensor) -> None:
         """Fills `replica` [parameters] with a published version of every shard and records the versions."""
-        words_seen, snapshots = [], []
-        for shard, (begin, end) in enumerate(self._slices):
-            header = self._pull_slice(shard, replica[begin:end])
-            self.versions[shard] = int(header[VERSION])
-            words_seen.append(int(header[GLOBAL_WORDS]))
-            snapshots.append(int(header[SNAPSHOT]))
-            if shard == 0:
-                self.cut_raised = int(header[CUT])
-                self.stopped = bool(header[STOP])
-                self._relay_cancelled(header)
-        self.global_words = min(words_seen)
-        if len(set(snapshots)) == 1:
-            self.snapshot_available = snapshots[0]
+        self._adopt([self._pull_slice(shard, replica[begin:end]) for shard, (begin, end) in enumerate(self.slices)])
+
+    def _adopt(self, headers: Sequence[Words]) -> None:
+        """Takes over what the headers of the shards, one for each slice pulled, say of versions, words, cuts and the end."""
+        self.versions = [int(header[VERSION]) for header in headers]
+        self.global_words = min(int(header[GLOBAL_WORDS]) for header in headers)
+        self.cut_raised, self.stopped = int(headers[0][CUT]), bool(headers[0][STOP])
+        self._relay_cancelled(headers[0])
+        snapshots = {int(header[SNAPSHOT]) for header in headers}
+        if len(snapshots) == 1:
+            self.snapshot_available = snapshots.pop()
 
     def _pull_slice(self, shard: int, out: Tensor) -> Words:
-        slots = self.transport.layout.ring_slots
+        self.wait_s += self.deadlines.wait(
+            f"the first parameters on shard {shard}", lambda: int(self._header(shard)[VERSION]) >= 0, self.transport.pause
+        )
         while True:
-            self.wait_s += self.deadlines.wait(
-                f"the first parameters on shard {shard}", lambda: int(self._header(shard)[VERSION]) >= 0, self.transport.pause
-            )
-            header = self._header(shard)
-            version = int(header[VERSION])
-            self.transport.get(shard, version % slots, out)
-            self.transport.flush(shard)
-            if int(self._header(shard)[VERSION]) - version <= slots - 2:
+            header = self.start_pull(shard, out)
+            if self.finish_pull(shard, header):
                 return header
-            self.rejected_pulls += 1
+
+    def start_pull(self, shard: int, out: Tensor) -> Words:
+        """Starts to fetch the newest version of `shard` into `out` [slice]; returns the header that names it."""
+        header = self._header(shard)
+        self.transport.get(shard, int(header[VERSION]) % self.transport.layout.ring_slots, out)
+        return header
+
+    def finish_pull(self, shard: int, header: Words) -> bool:
+        """Completes the fetch; False (and counted) when so many updates happened meanwhile that the slot was written over."""
+        self.transport.flush(shard)
+        if int(self._header(shard)[VERSION]) - int(header[VERSION]) <= self.transport.layout.ring_slots - 2:
+            return True
+        self.rejected_pulls += 1
+        return False
 
     def _header(self, shard: int) -> Words:
         return self.transport.read_words(shard, 0, HEADER_WORDS)
@@ -143,14 +168,14 @@ class Exchange:
     def read_snapshot(self, replica: Tensor) -> None:
         """Fills `replica` [parameters] with the consistent cut last published; only worker 0 calls this."""
         self.snapshot_words = int(self._header(0)[SNAPSHOT_WORDS])
-        self.snapshot_read = min(int(self._header(shard)[SNAPSHOT]) for shard in range(len(self._slices)))
-        for shard, (begin, end) in enumerate(self._slices):
+        self.snapshot_read = min(int(self._header(shard)[SNAPSHOT]) for shard in range(len(self.slices)))
+        for shard, (begin, end) in enumerate(self.slices):
             self.transport.get(shard, self.transport.layout.ring_slots, replica[begin:end])
             self.transport.flush(shard)
 
     def send_initial(self, parameters: Tensor) -> None:
         """Worker 0 writes the initial parameters straight into ring slot 0, which nobody reads before version 0 stands."""
-        for shard, (begin, end) in enumerate(self._slices):
+        for shard, (begin, end) in enumerate(self.slices):
             self.transport.put_initial(shard, parameters[begin:end])
             self.transport.flush(shard)
         self.start_push(None, PushHeader(Kind.INIT))

@@ -16,6 +16,7 @@ import torch
 from mpi4py import MPI
 from torch import Tensor
 
+from hpcnmt.distributed.activity import Activity
 from hpcnmt.distributed.deadlines import DeadlineConfig
 from hpcnmt.distributed.layout import Layout
 from hpcnmt.distributed.shard import Shard, ShardConfig
@@ -75,8 +76,9 @@ def check_memory(layout: Layout, ranks: list[int]) -> None:
 class MpiWindows:
     """Allocates the three windows on all ranks and is a worker's transport (see transport.Transport)."""
 
-    def __init__(self, layout: Layout, deadlines: DeadlineConfig) -> None:
+    def __init__(self, layout: Layout, deadlines: DeadlineConfig, activity: Activity | None = None) -> None:
         self.layout, self.deadlines = layout, deadlines
+        self.activity = activity or Activity()
         self.comm = MPI.COMM_WORLD
         self.shard_index = self.comm.rank - layout.workers  # negative on workers
         mine = self.shard_index >= 0
@@ -117,10 +119,12 @@ class MpiWindows:
             target = (offset + begin, chunk.size, kind)
             self._requests[shard].append(operation([chunk, kind], self._rank(shard), target=target))
 
+    def is_complete(self, shard: int) -> bool:
+        return bool(MPI.Request.Testall(self._requests[shard]))
+
     def flush(self, shard: int) -> None:
-        requests = self._requests[shard]
-        self.deadlines.wait(f"data transfer with shard {shard}", lambda: bool(MPI.Request.Testall(requests)), self.pause)
-        requests.clear()
+        self.deadlines.wait(f"data transfer with shard {shard}", lambda: self.is_complete(shard), self.pause)
+        self._requests[shard].clear()
         self.inbox.Flush(self._rank(shard))
         self.ring.Flush(self._rank(shard))
 
@@ -154,9 +158,10 @@ class MpiWindows:
         if self.memory is None:
             raise RuntimeError(f"rank {self.comm.rank} is a worker and owns no shard memory")
         shard = shard_class(self.shard_index, self.layout, config, self.memory)
+        shard.activity, shard.progress = self.activity, self._progress
         idle = 0
         while not shard.finished:
-            self.comm.Iprobe()
+            self._progress()
             for window in self.windows:
                 window.Sync()
             worked = shard.serve_once()
@@ -164,8 +169,13 @@ class MpiWindows:
             self.control.Sync()
             idle = 0 if worked else idle + 1
             if idle > SPIN_POLLS:
-                time.sleep(IDLE_NAP_S)
+                with self.activity("idle"):
+                    time.sleep(IDLE_NAP_S)
         return shard
+
+    def _progress(self) -> None:
+        """Lets MPI move the transfers of others: over TCP nothing moves unless the target is inside an MPI call."""
+        self.comm.Iprobe()
 
     def free(self) -> None:
         """Orderly end on all ranks: agree, close the epochs, free the windows."""

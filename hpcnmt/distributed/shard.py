@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from hpcnmt.distributed.activity import Activity
 from hpcnmt.distributed.layout import (
     APPLIED,
     CANCEL,
@@ -74,6 +75,9 @@ class Shard:
         self.log: list[tuple[int, int, int]] = []  # (worker, sequence, version the gradient was computed on)
         self.cuts: list[tuple[int, int]] = []  # (number, global target words) of every snapshot
         self._next_worker = 0
+        self.activity = Activity("shard", index)
+        self.progress: Callable[[], None] = lambda: None
+        """Called again and again during an update, so that the transfers of other workers move on meanwhile."""
 
     @property
     def words(self) -> int:
@@ -103,6 +107,7 @@ class Shard:
             self._next_worker = (worker + 1) % self.layout.workers
             worked = True
             self._after(worker, header)
+            self.progress()
         return worked
 
     def _apply(self, worker: int, sequence: int, header: PushHeader) -> None:
@@ -116,7 +121,8 @@ class Shard:
             if header.target_words < 1:
                 raise RuntimeError(f"shard {self.index}: worker {worker} pushed {header.target_words} target words, expected at least 1")
             self.staleness[self.version - header.version] += 1
-            self.apply_gradient(self.memory.inbox[worker], header.target_words)
+            with self.activity("apply", f"worker {worker}"):
+                self.apply_gradient(self.memory.inbox[worker], header.target_words)
             self.log.append((worker, sequence, header.version))
         control[GLOBAL_WORDS] = self.words
         control[VERSION] = self.version
@@ -124,7 +130,8 @@ class Shard:
     def apply_gradient(self, gradient_sum: Tensor, target_words: int) -> None:
         """Version v+1 from version v and a summed gradient [slice]; replay calls it without a message."""
         ring, slots = self.memory.ring, self.layout.ring_slots
-        self.update.apply(ring[self.version % slots], gradient_sum, target_words, out=ring[(self.version + 1) % slots])
+        new = ring[(self.version + 1) % slots]
+        self.update.apply(ring[self.version % slots], gradient_sum, target_words, new, self.progress)
         self.version += 1
 
     def _cancel_a_late_cut(self) -> None:

@@ -57,6 +57,9 @@ class Transport(Protocol):
     def get(self, shard: int, slot: int, out: Tensor) -> None:
         """Copies ring slot `slot` into `out` [slice]; valid after `flush`."""
 
+    def is_complete(self, shard: int) -> bool:
+        """Whether `flush` would not have to wait for data any more; polling it moves the transfers on."""
+
     def flush(self, shard: int) -> None:
         """Completes all puts and gets towards `shard`."""
 
@@ -93,6 +96,9 @@ class LocalTransport:
 
     def get(self, shard: int, slot: int, out: Tensor) -> None:
         out.copy_(self.memories[shard].ring[slot])
+
+    def is_complete(self, shard: int) -> bool:
+        return True
 
     def flush(self, shard: int) -> None:
         """Copies are complete when they return."""

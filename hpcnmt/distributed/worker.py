@@ -114,11 +114,13 @@ class WorkerLoop:
         computed_on = self.replica_versions
         total = sum_counts([self._batch() for _ in range(self.config.delay)])
         self.complete()  # the exchange of the window before is complete on all shards from here on
-        if not self.sum.seal(self._packed, total.target_words, has_norm=self.local is not None):
+        with self.exchange.activity("pack"):
+            sealed = self.sum.seal(self._packed, total.target_words, has_norm=self.local is not None)
+            if sealed and self._outgoing is not self._packed:
+                self._outgoing.copy_(self._packed)
+        if not sealed:
             self._pull()
             return total
-        if self._outgoing is not self._packed:
-            self._outgoing.copy_(self._packed)
         header = PushHeader(Kind.GRADIENT, total.target_words, total.source_words, total.sentences, total.loss_sum)
         self._pending = self._helper.submit(self._exchange, header, computed_on)
         if not self.config.overlap:
@@ -126,10 +128,12 @@ class WorkerLoop:
         return total
 
     def _batch(self) -> BatchCounts:
-        counts = self.compute()
+        with self.exchange.activity("compute"):
+            counts = self.compute()
         if self.local is not None:
             words = self.exchange.global_words
-            self.local.step(self.replica, self.gradient, self._accumulator, counts.target_words, words, self.sum.stats)
+            with self.exchange.activity("step"):
+                self.local.step(self.replica, self.gradient, self._accumulator, counts.target_words, words, self.sum.stats)
         return counts
 
     def _pull(self) -> None:
@@ -137,21 +141,22 @@ class WorkerLoop:
         self._swap_in()
 
     def _exchange(self, header: PushHeader, computed_on: list[int]) -> None:
-        self.exchange.push(self._outgoing, header, computed_on)
-        self.exchange.pull(self._incoming)
+        self.exchange.push_and_pull(self._outgoing, header, computed_on, self._incoming)
 
     def complete(self) -> None:
         """Waits for the exchange in flight and swaps its replica in."""
         if self._pending is None:
             return
         pending, self._pending = self._pending, None
-        pending.result()
+        with self.exchange.activity("wait"):
+            pending.result()
         self._swap_in()
 
     def _swap_in(self) -> None:
         self.replica_versions = list(self.exchange.versions)
         if self._incoming is not self.replica:
-            self.replica.copy_(self._incoming)
+            with self.exchange.activity("copy"):
+                self.replica.copy_(self._incoming)
 
     def finish(self) -> None:
         """Drains, says farewell; worker 0 stays until all have left."""

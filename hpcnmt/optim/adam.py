@@ -6,12 +6,15 @@ exact (Kingma & Ba 2015). Held by the update rule (update.py) and by a worker's 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from hpcnmt import ops
+
+PIECE_ELEMENTS = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -58,14 +61,23 @@ class Adam:
 
     def step(
         self, parameters: Tensor, gradient: Tensor, learning_rate: float, gradient_scale: float = 1.0, out: Tensor | None = None,
-        ema: Tensor | None = None, ema_share: float = 0.0,
+        ema: Tensor | None = None, ema_share: float = 0.0, between: Callable[[], None] | None = None,
     ) -> None:  # fmt: skip
         """One step on `parameters` [size] with `gradient_scale` * `gradient` [size]; the result goes to `out` (default: in place).
 
         `ema` [size] moves by `ema_share` towards the result. Elements with a non-finite result are left as they are and counted.
+        With `between`, which is called in between, the step goes piece by piece; the result is the same to the bit.
         """
         factors = self.factors(learning_rate, gradient_scale, ema_share)
-        ops.shard_step_(gradient, parameters, self.moment1, self.moment2, factors, self.stats, out=out, ema=ema)
+        piece = PIECE_ELEMENTS if between else max(parameters.numel(), 1)
+        for begin in range(0, parameters.numel(), piece):
+            part = slice(begin, begin + piece)
+            ops.shard_step_(
+                gradient[part], parameters[part], self.moment1[part], self.moment2[part], factors, self.stats,
+                out=None if out is None else out[part], ema=None if ema is None else ema[part],
+            )  # fmt: skip
+            if between:
+                between()
 
     @property
     def untouched(self) -> int:

@@ -7,6 +7,7 @@ avg <- (1-d) avg + d p.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -44,15 +45,21 @@ class Update:
         if self.ema is not None:
             self.ema.copy_(parameters)
 
-    def apply(self, parameters: Tensor, gradient_sum: Tensor, target_words: int, out: Tensor | None = None) -> None:
-        """One update, in one pass, by `gradient_sum` [size] over `target_words`; the result goes to `out` (default: in place)."""
+    def apply(
+        self, parameters: Tensor, gradient_sum: Tensor, target_words: int, out: Tensor | None = None,
+        between: Callable[[], None] | None = None,
+    ) -> None:  # fmt: skip
+        """One update, in one pass, by `gradient_sum` [size] over `target_words`; the result goes to `out` (default: in place).
+
+        `between` is called between pieces of about a million elements.
+        """
         self.words += target_words
         schedule = self.config.schedule
         share = target_words / schedule.reference_words
         start = 1.0 - 9.0 / (self.words / schedule.reference_words + 10.0)
         self.adam.step(
             parameters, gradient_sum, schedule.at(self.words, target_words), 1.0 / target_words, out, self.ema,
-            ema_share=1.0 - min((1.0 - self.config.ema_alpha) ** share, start**share),
+            ema_share=1.0 - min((1.0 - self.config.ema_alpha) ** share, start**share), between=between,
         )  # fmt: skip
 
     def published(self, parameters: Tensor) -> Tensor:

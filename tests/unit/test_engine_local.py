@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import random
 import threading
 import time
+from collections.abc import Callable
 
 import pytest
 import torch
 
+from hpcnmt.distributed import pipeline
 from hpcnmt.distributed.deadlines import DeadlineConfig
 from hpcnmt.distributed.exchange import Exchange
 from hpcnmt.distributed.layout import FINAL_SNAPSHOT, Layout
@@ -244,3 +247,58 @@ def test_virtual_time_runs_the_same_local_optimizer() -> None:
 def test_a_local_optimizer_without_effect_is_refused() -> None:
     with pytest.raises(ValueError, match="set worker.delay to 2 or more"):
         WorkerConfig(delay=1, local=LocalConfig("always"))
+
+
+class SlowTransport(LocalTransport):
+    """Transfers that take some polls to complete, in an order drawn at random."""
+
+    def __init__(self, layout: Layout, on_poll: Callable[[], None], seed: int) -> None:
+        super().__init__(layout, on_poll)
+        self.random = random.Random(seed)
+        self.in_flight: set[int] = set()
+        self.most_in_flight = 0
+
+    def put(self, shard: int, worker: int, data: torch.Tensor) -> None:
+        super().put(shard, worker, data)
+        self._sent(shard)
+
+    def get(self, shard: int, slot: int, out: torch.Tensor) -> None:
+        super().get(shard, slot, out)
+        self._sent(shard)
+
+    def _sent(self, shard: int) -> None:
+        self.in_flight.add(shard)
+        self.most_in_flight = max(self.most_in_flight, len(self.in_flight))
+
+    def is_complete(self, shard: int) -> bool:
+        return self.random.random() < 0.3
+
+    def flush(self, shard: int) -> None:
+        self.in_flight.discard(shard)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_slice_by_slice_equals_push_then_pull(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "ASK_EVERY_S", 0.0)
+    results = []
+    for pipelined in (True, False):
+        layout = Layout(quadratic.SIZE, 1, 5)
+        world = World(layout)
+        world.transport = SlowTransport(layout, world.serve, seed)
+        world.shards = [Shard(i, layout, CONFIG, memory) for i, memory in enumerate(world.transport.memories)]
+        exchange = Exchange(world.transport, 0, DEADLINES)
+        exchange.send_initial(quadratic.initial())
+        replica, gradient = torch.empty(quadratic.SIZE), torch.zeros(quadratic.SIZE)
+        exchange.pull(replica)
+        for _ in range(10):
+            counts = quadratic.batches(replica, gradient.zero_(), 0)()
+            header = PushHeader(Kind.GRADIENT, counts.target_words)
+            if pipelined:
+                exchange.push_and_pull(gradient, header, exchange.versions, replica)
+            else:
+                exchange.push(gradient, header)
+                exchange.pull(replica)
+        results.append(replica.clone())
+        assert exchange.versions == [10] * 5 and all(shard.staleness == {0: 10} for shard in world.shards)
+        assert world.transport.most_in_flight == (2 if pipelined else 5)  # one slice in each direction
+    assert torch.equal(*results)
