@@ -2,9 +2,13 @@
 # A cluster of virtual hosts on one machine: network namespaces on a bridge, each link limited in both directions. Needs root and iproute2.
 #   virtual_cluster.sh up N [RATE]       N hosts hpcnmt1..N (10.77.0.1..N); RATE as tc writes it: 1gbit, 10gbit; none = unlimited
 #   virtual_cluster.sh run RANKS CMD...  runs CMD on RANKS ranks, dealt to the hosts in turn, with the mpiexec on PATH (MPICH: ofi over tcp)
+#   virtual_cluster.sh slow HOST SHARE   a straggler: what is started on host number HOST from now on gets SHARE percent of one core (100 a core)
 #   virtual_cluster.sh down
 set -euo pipefail
 bridge=hpcnmt0
+# cgroup v1 has a tree for each controller, v2 one for all
+groups=/sys/fs/cgroup/cpu members=tasks
+[ -d $groups ] || { groups=/sys/fs/cgroup members=cgroup.procs; }
 hosts() { ip netns list | awk '/^hpcnmt[0-9]+( |$)/{print $1}' | sort -V; }
 
 up() {
@@ -31,8 +35,25 @@ up() {
 
 down() {
     local name
-    for name in $(hosts); do ip netns del "$name"; rm -rf "/etc/netns/$name"; done
+    for name in $(hosts); do
+        ip netns del "$name"
+        rm -rf "/etc/netns/$name"
+        [ ! -d "$groups/$name" ] || rmdir "$groups/$name"
+    done
     ! ip link show $bridge > /dev/null 2>&1 || ip link del $bridge
+}
+
+slow() {
+    local name=hpcnmt$1 share=$2
+    ip netns list | grep -q "^$name\b" || { echo "found no virtual host $1: run $0 up N first" >&2; exit 2; }
+    mkdir -p "$groups/$name"
+    if [ -f "$groups/$name/cpu.cfs_quota_us" ]; then
+        echo 20000 > "$groups/$name/cpu.cfs_period_us"
+        echo $((200 * share)) > "$groups/$name/cpu.cfs_quota_us"
+    else
+        echo +cpu > $groups/cgroup.subtree_control
+        echo "$((200 * share)) 20000" > "$groups/$name/cpu.max"
+    fi
 }
 
 agent() { # stands in for ssh: agent [options] HOST COMMAND...
@@ -41,6 +62,7 @@ agent() { # stands in for ssh: agent [options] HOST COMMAND...
     host=$1
     shift
     case $host in 10.77.0.*) host=hpcnmt${host##*.} ;; esac
+    [ ! -d "$groups/$host" ] || echo $$ > "$groups/$host/$members"
     exec ip netns exec "$host" unshare --uts -- /bin/bash -c "hostname $host; $*"
 }
 
@@ -62,6 +84,6 @@ run() {
 
 if [ -n "${HPCNMT_VIRTUAL_AGENT:-}" ]; then agent "$@"; fi
 case ${1:-} in
-up | run | down) command=$1; shift; $command "$@" ;;
-*) sed -n '2,5p' "$0"; exit 2 ;;
+up | run | slow | down) command=$1; shift; $command "$@" ;;
+*) sed -n '2,6p' "$0"; exit 2 ;;
 esac

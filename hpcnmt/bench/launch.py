@@ -19,17 +19,23 @@ from hpcnmt.training.launch import local_launcher
 
 
 def launch(
-    program: Sequence[str], ranks: int, launcher: str, deadline_s: float, environment: Mapping[str, str] | None = None
+    program: Sequence[str], ranks: int, launcher: str, deadline_s: float, environment: Mapping[str, str] | None = None,
+    python: str = sys.executable,
 ) -> str:  # fmt: skip
     """Runs `python -m PROGRAM...` on `ranks` ranks and returns its output; `launcher` "" means mpiexec on this host.
 
+    `python` of another environment brings that environment's mpiexec along.
+
     Raises RuntimeError with the last lines of the output when the program fails or outlives `deadline_s`.
     """
-    command, variables = local_launcher(ranks, 1) if not launcher else ([*shlex.split(launcher), str(ranks)], {"OMP_NUM_THREADS": "1"})
-    command = [*command, sys.executable, "-m", *program]
+    if launcher:
+        command, variables = [*shlex.split(launcher), str(ranks)], {"OMP_NUM_THREADS": "1"}
+    else:
+        command, variables = local_launcher(ranks, 1, python)
+    command = [*command, python, "-m", *program]
     source = str(Path(hpcnmt.__file__).parents[1])
     search = os.pathsep.join(filter(None, [source, os.environ.get("PYTHONPATH", "")]))
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    path = os.pathsep.join([str(Path(python).parent), os.environ.get("PATH", "")])
     process = subprocess.Popen(
         command, env=os.environ | variables | {"PYTHONPATH": search, "PATH": path} | dict(environment or {}), text=True,
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,

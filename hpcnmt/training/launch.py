@@ -16,9 +16,12 @@ def is_launched() -> bool:
     return any(name in os.environ for name in RANK_VARIABLES)
 
 
-def local_launcher(ranks: int, threads: int) -> tuple[list[str], dict[str, str]]:
-    """The command that starts `ranks` local ranks of what follows it, and the environment variables that go with it."""
-    search = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+def local_launcher(ranks: int, threads: int, python: str = sys.executable) -> tuple[list[str], dict[str, str]]:
+    """The command that starts `ranks` local ranks of what follows it, and the environment variables that go with it.
+
+    mpiexec is the one beside `python`, otherwise the first on PATH.
+    """
+    search = f"{Path(python).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     mpiexec = shutil.which("mpiexec", path=search)
     if mpiexec is None:
         raise ValueError("found no mpiexec: pip install 'hpcnmt[mpich]', or load the MPI module of your site")

@@ -1,0 +1,159 @@
+"""The ranks of one measurement of `hpcnmt bench throughput` with simulated compute; every worker and shard prints one JSON line.
+
+Started as `mpiexec -n RANKS python -m hpcnmt.bench.throughput_program POINT` with POINT the JSON of a `Point`. In mode async the last
+ranks are shards; in mode sync every rank is a worker; in mode off workers compute and never communicate.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+
+from hpcnmt.bench.simulated import SimulatedCompute, WindowTimes, network_bytes
+from hpcnmt.distributed.activity import Activity
+from hpcnmt.distributed.deadlines import DeadlineConfig
+from hpcnmt.distributed.worker import WorkerConfig
+from hpcnmt.optim.update import UpdateConfig
+
+WARMUP_S = 2.0
+Mode = Literal["async", "sync", "off"]
+
+
+@dataclass(frozen=True)
+class Point:
+    """What is measured."""
+
+    mode: Mode
+    workers: int
+    shards: int
+    delay: int
+    wire: Literal["fp32", "bf16"]
+    overlap: int
+    batch_s: float
+    batch_words: int
+    parameters: int
+    straggler: float
+    """Times the seconds of a batch on worker 0."""
+    seconds: float
+    backend: str = ""
+    """Mode sync: torch or horovod."""
+    bucket_bytes: int = 8 << 20
+
+    def compute(self, worker: int) -> SimulatedCompute:
+        """The batches of `worker`."""
+        pieces = max(1, 4 * self.parameters // self.bucket_bytes)
+        return SimulatedCompute(self.batch_s * (self.straggler if worker == 0 else 1.0), self.batch_words, self.parameters, pieces)
+
+
+class Measurement:
+    """One worker's windows, activities and bytes between warm-up and end."""
+
+    def __init__(self, point: Point, worker: int, activity: Activity) -> None:
+        # windows that were begun before the clock starts fill the pipeline
+        begin = time.perf_counter() + max(WARMUP_S, 2 * point.delay * point.batch_s)
+        self.point, self.worker, self.activity = point, worker, activity
+        self.times = WindowTimes(begin, begin + point.seconds)
+        self._before: dict[str, float] = {}
+        self._bytes = (0, 0)
+
+    def goes_on(self) -> bool:
+        """Notes the end of a window; False when time is over."""
+        if not self.times.ends:
+            self._before, self._bytes = dict(self.activity.seconds), network_bytes()
+        return self.times.add()
+
+    def report(self, **more: Any) -> None:
+        """One line for the harness."""
+        seconds = self.times.ends[-1] - self.times.ends[0] if len(self.times.ends) > 1 else 0.0
+        windows = len(self.times.ends) - 1
+        rate = self.times.windows_per_s() * self.point.delay * self.point.batch_words
+        shares = {name: (total - self._before.get(name, 0.0)) / seconds for name, total in self.activity.seconds.items()}
+        sent, received = ((after - before) // max(windows, 1) for after, before in zip(network_bytes(), self._bytes, strict=True))
+        _print(
+            worker=self.worker, target_words_per_s=rate, windows=windows, seconds=seconds, shares=shares, sent_per_window=sent,
+            received_per_window=received, **more,
+        )  # fmt: skip
+
+
+def _print(**fields: Any) -> None:
+    sys.stdout.write(json.dumps(fields) + "\n")
+    sys.stdout.flush()
+
+
+def run_async(point: Point) -> None:
+    """Workers and shards on real windows."""
+    from hpcnmt.distributed.exchange import Exchange
+    from hpcnmt.distributed.layout import Layout
+    from hpcnmt.distributed.mpi import MpiWindows, check_memory, check_world, ranks_of_this_host
+    from hpcnmt.distributed.shard import ShardConfig
+    from hpcnmt.distributed.worker import WorkerLoop
+
+    check_world(point.workers, point.shards)
+    layout = Layout(point.parameters, point.workers, point.shards, wire=point.wire)
+    neighbours = ranks_of_this_host()
+    check_memory(layout, neighbours)
+    windows = MpiWindows(layout, DeadlineConfig())
+    rank = windows.comm.rank
+    if rank >= point.workers:
+        shard = windows.serve(ShardConfig(UpdateConfig()))
+        _print(
+            shard=shard.index, staleness={str(k): v for k, v in sorted(shard.staleness.items())}, apply_s=shard.activity.seconds["apply"]
+        )
+    else:
+        exchange = Exchange(windows, rank, windows.deadlines)
+        replica, gradient = torch.zeros(point.parameters), torch.zeros(point.parameters)
+        config = WorkerConfig(point.delay, point.overlap)
+        loop = WorkerLoop(exchange, config, replica, gradient, point.compute(rank))
+        loop.start(initial=rank == 0)
+        measured = Measurement(point, rank, exchange.activity)
+        going = True
+        while going:
+            loop.window()
+            going = measured.goes_on()
+        loop.finish()
+        loop.close()
+        measured.report(alone=len(neighbours) == 1, rejected_pulls=exchange.rejected_pulls)
+    windows.free()
+
+
+def run_off(point: Point) -> None:
+    """Computing alone: what the words per second would be without any communication."""
+    from mpi4py import MPI
+
+    worker = MPI.COMM_WORLD.rank
+    compute, activity = point.compute(worker), Activity()
+    measured = Measurement(point, worker, activity)
+    going = True
+    while going:
+        for _ in range(point.delay):
+            with activity("compute"):
+                compute()
+        going = measured.goes_on()
+    measured.report(alone=False)
+
+
+def main() -> None:
+    point = Point(**json.loads(sys.argv[1]))
+    torch.set_num_threads(1)
+    if point.mode == "async":
+        run_async(point)
+    elif point.mode == "sync":
+        from hpcnmt.bench.throughput_sync import run_sync
+
+        run_sync(point)
+    else:
+        run_off(point)
+
+
+def argument(point: Point) -> str:
+    """`point` for the command line of this program."""
+    return json.dumps(asdict(point))
+
+
+if __name__ == "__main__":
+    main()
