@@ -95,6 +95,9 @@ def test_the_ideal_ratio_is_that_of_the_formula() -> None:
     # compute-bound: only the all-reduce is saved; bound by the shards' links: N M / (S B) for each window
     assert ideal_ratio(4, 2, 4, 0.4, 4e7, 1e8) == pytest.approx((1.6 + 1.5 * 0.4) / 1.6)
     assert ideal_ratio(4, 1, 1, 0.1, 4e7, 1e8) == pytest.approx((0.1 + 1.5 * 0.4) / 1.6)
+    # two thirds of the last batch hide the all-reduce
+    assert ideal_ratio(4, 2, 4, 0.3, 4e7, 1e8, overlapped=True) == pytest.approx((1.2 + 0.6 - 0.2) / 1.2)
+    assert ideal_ratio(4, 2, 4, 1.0, 4e7, 1e8, overlapped=True) == 1.0
 
 
 def test_the_summary_compares_only_what_is_comparable() -> None:
