@@ -58,25 +58,28 @@ class Measurement:
         begin = time.perf_counter() + max(WARMUP_S, 2 * point.delay * point.batch_s)
         self.point, self.worker, self.activity = point, worker, activity
         self.times = WindowTimes(begin, begin + point.seconds)
-        self._before: dict[str, float] = {}
-        self._bytes = (0, 0)
+        self._first: tuple[dict[str, float], tuple[int, int]] = ({}, (0, 0))
+        self._last = self._first
 
     def goes_on(self) -> bool:
         """Notes the end of a window; False when time is over."""
-        if not self.times.ends:
-            self._before, self._bytes = dict(self.activity.seconds), network_bytes()
-        return self.times.add()
+        going, first = self.times.add(), len(self.times.ends) == 1
+        if going and self.times.ends:
+            self._last = (dict(self.activity.seconds), network_bytes())
+            if first:
+                self._first = self._last
+        return going
 
     def report(self, **more: Any) -> None:
-        """One line for the harness."""
-        seconds = self.times.ends[-1] - self.times.ends[0] if len(self.times.ends) > 1 else 0.0
-        windows = len(self.times.ends) - 1
+        """One line for the harness: between the first and the last end of a window."""
         rate = self.times.windows_per_s() * self.point.delay * self.point.batch_words
-        shares = {name: (total - self._before.get(name, 0.0)) / seconds for name, total in self.activity.seconds.items()}
-        sent, received = ((after - before) // max(windows, 1) for after, before in zip(network_bytes(), self._bytes, strict=True))
+        windows, seconds = len(self.times.ends) - 1, self.times.ends[-1] - self.times.ends[0]
+        (before, bytes_before), (after, bytes_after) = self._first, self._last
+        sent, received = ((new - old) // windows for new, old in zip(bytes_after, bytes_before, strict=True))
         _print(
-            worker=self.worker, target_words_per_s=rate, windows=windows, seconds=seconds, shares=shares, sent_per_window=sent,
-            received_per_window=received, **more,
+            worker=self.worker, target_words_per_s=rate, windows=windows, seconds=seconds,
+            shares={name: (total - before.get(name, 0.0)) / seconds for name, total in after.items()},
+            sent_per_window=sent, received_per_window=received, **more,
         )  # fmt: skip
 
 

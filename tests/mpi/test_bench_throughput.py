@@ -1,0 +1,70 @@
+"""`hpcnmt bench throughput` on real ranks: on this host, and over TCP between two virtual hosts."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.need import need
+from tests.processes import run
+
+ROOT = Path(__file__).parents[2]
+CLUSTER = ROOT / "benchmarks" / "virtual_cluster.sh"
+SMALL = ["--batch-s", "0.05", "--batch-words", "100", "--parameters", "2e5", "--seconds", "2", "--rounds", "1"]
+
+
+def bench(out: Path, *options: str) -> dict[str, Any]:
+    done = run([sys.executable, "-m", "hpcnmt", "bench", "throughput", "--out", str(out), *SMALL, *options], deadline_s=200)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found: dict[str, Any] = json.loads(out.read_text())
+    return found
+
+
+@pytest.mark.mpi
+def test_asynchronous_ranks_beside_silent_ones(tmp_path: Path) -> None:
+    out = tmp_path / "t.json"
+    found = bench(out, "--mode", "async,off", "--workers", "1,2", "--delay", "2")
+    assert set(found["points"]) == {
+        "async n1 s1 fp32 overlap1 tau2 c0.05", "off n1 tau2 c0.05", "async n2 s1 fp32 overlap1 tau2 c0.05", "off n2 tau2 c0.05"
+    }  # fmt: skip
+    for figures in found["points"].values():
+        settings = figures["settings"]
+        most = settings["workers"] * settings["batch_words"] / settings["batch_s"]
+        assert 0 < figures["target_words_per_s"] <= 1.05 * most
+        assert figures["total_words_per_s"] == figures["source_words_per_s"] + figures["target_words_per_s"]
+        assert 0 < figures["shares"]["compute"] <= 1.01
+        assert figures["bytes_sent"] is None  # the hosts' interfaces say nothing about ranks of one host
+        assert bool(figures["staleness"]) == (settings["mode"] == "async")
+    assert found["summary"]["speedup"][0]["workers"] == [1, 2]
+    before = out.read_text()
+    again = bench(out, "--mode", "async,off", "--workers", "1,2", "--delay", "2")
+    assert again == json.loads(before)  # nothing was measured again
+
+
+@pytest.fixture
+def hosts() -> Iterator[str]:
+    able = os.getuid() == 0 and shutil.which("ip") is not None
+    need("netns", able, "virtual hosts need root and iproute2: apt-get install iproute2")
+    subprocess.run([CLUSTER, "down"], check=True, timeout=60)
+    subprocess.run([CLUSTER, "up", "2", "1gbit"], check=True, timeout=60)
+    yield f"{CLUSTER} run"
+    subprocess.run([CLUSTER, "down"], check=True, timeout=60)
+
+
+@pytest.mark.netns
+def test_over_virtual_hosts_the_bytes_are_those_of_one_push_and_one_pull(hosts: str, tmp_path: Path) -> None:
+    found = bench(tmp_path / "t.json", "--launcher", hosts, "--network", "1gbit", "--workers", "1", "--wire", "fp32,bf16")
+    model_bytes = 4 * 200_000
+    for key, share in (("async n1 s1 fp32 overlap1 tau1 c0.05", 1.0), ("async n1 s1 bf16 overlap1 tau1 c0.05", 0.5)):
+        figures = found["points"][key]
+        assert figures["settings"]["link_bytes_per_s"] < 1.3e8
+        assert share * model_bytes < figures["bytes_sent"] < share * model_bytes * 1.25 + 200_000
+        assert model_bytes < figures["bytes_received"] < model_bytes * 1.25 + 200_000
