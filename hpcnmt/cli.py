@@ -37,13 +37,24 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--workers", type=int, help="default 2; not in mode plain")
     train.add_argument("--shards", type=int, help="default 1; not in mode plain")
     train.add_argument("--set", action="append", default=[], metavar="SECTION.OPTION=VALUE", help="change an option of the recipe")
+    train.add_argument("--trace", action="store_true", help="write what every rank does when to RUN/trace (training.trace=true)")
     _inference_commands(commands)
-    summary = commands.add_parser("summary", help="the figures of a run in a table")
-    summary.add_argument("--run", type=Path, required=True)
+    _run_commands(commands)
     commands.add_parser("bench", help="measure: throughput, comm, time-to-bleu, quality, soak", add_help=False)
     doctor = commands.add_parser("doctor", help="check MPI, launcher, devices and versions; says what to fix")
     doctor.add_argument("--json", action="store_true")
     return parser
+
+
+def _run_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    summary = commands.add_parser("summary", help="the figures of a run in a table")
+    status = commands.add_parser("status", help="who of a run does or waits for what, while it trains and afterwards")
+    trace = commands.add_parser("trace", help="traces of all ranks (train --trace) in one file for ui.perfetto.dev; seconds by activity")
+    for command in (summary, status, trace):
+        command.add_argument("--run", type=Path, required=True, help="folder of hpcnmt train")
+    status.add_argument("--watch", action="store_true", help="refresh every second until the run is over")
+    status.add_argument("--json", action="store_true", help="the reports of all ranks as one line of JSON")
+    trace.add_argument("--out", type=Path, help="the merged file (default RUN/trace/trace.json)")
 
 
 def _data_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -100,7 +111,7 @@ def _train(arguments: argparse.Namespace) -> int:
     from hpcnmt.training.recipe import build_recipe
     from hpcnmt.training.run_folder import refuse_existing
 
-    recipe = build_recipe(override(load_recipe(arguments.recipe), arguments.set))
+    recipe = build_recipe(override(load_recipe(arguments.recipe), arguments.set + ["training.trace=true"] * arguments.trace))
     mode = recipe.training.mode
     if mode == "plain" and (arguments.workers or arguments.shards):
         raise ValueError("--workers and --shards have no effect with training.mode=plain: remove them")
@@ -181,6 +192,20 @@ def _summary(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _status(arguments: argparse.Namespace) -> int:
+    from hpcnmt.training.status_table import show_status
+
+    show_status(arguments.run, arguments.watch, arguments.json)
+    return 0
+
+
+def _trace(arguments: argparse.Namespace) -> int:
+    from hpcnmt.training.trace import merge_traces
+
+    merge_traces(arguments.run, arguments.out)
+    return 0
+
+
 def _doctor(arguments: argparse.Namespace) -> int:
     from hpcnmt.doctor import run_doctor
 
@@ -189,7 +214,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "sample-corpus": _sample_corpus, "prepare": _prepare, "train": _train, "translate": _translate,
-    "score": _score, "evaluate": _evaluate, "summary": _summary, "doctor": _doctor,
+    "score": _score, "evaluate": _evaluate, "summary": _summary, "status": _status, "trace": _trace, "doctor": _doctor,
 }  # fmt: skip
 
 

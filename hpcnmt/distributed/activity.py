@@ -3,8 +3,8 @@
 Names are few and fixed, see NAMES. Every thread has its own row: the main thread of a worker computes, packs, waits and copies; its
 exchange thread exchanges, and notes the transfers with each shard on rows of their own. Invariants: the spans of one row nest;
 `seconds` counts a name inclusive of what it contains, and the activities of a worker's main thread do not contain each other, so their
-shares add up to its time. A span costs about two microseconds; without a trace nothing grows. Used by worker.py, pipeline.py, shard.py,
-mpi.py, synchronous.py and what trains with them.
+shares add up to its time; the naps of an idle shard that adjoin are one span. A span costs about two microseconds; without a trace nothing
+grows. Used by worker.py, pipeline.py, shard.py, mpi.py, synchronous.py and what trains with them.
 """
 
 from __future__ import annotations
@@ -30,11 +30,13 @@ NAMES = {
     "idle": "a shard without work",
 }
 MOST_SPANS = 500_000
+ADJOINING_S = 1e-3
+"""Naps of an idle shard with no more between them than a look at its flags are one stretch: thousands a second would fill the trace."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Span:
-    """One stretch of one row, in seconds since the epoch."""
+    """One stretch of one row, in seconds since the epoch; only that of a nap still grows."""
 
     row: str
     name: str
@@ -48,6 +50,8 @@ class _Open:
     name: str
     detail: str
     begin: float
+    since: float
+    """When the nap of which this one is a part began; else the begin."""
 
 
 class Activity:
@@ -58,6 +62,7 @@ class Activity:
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self.spans: list[Span] = []
         self._rows: dict[str, list[_Open]] = {}
+        self._naps: dict[str, Span] = {}  # the last span of every row whose last span is a nap
         self._epoch_s = time.time() - time.perf_counter()
 
     @contextmanager
@@ -66,7 +71,8 @@ class Activity:
         row = _row()
         stack = self._rows.setdefault(row, [])
         begin = time.perf_counter()
-        stack.append(_Open(name, detail, begin))
+        nap = self._nap(name, row, begin)
+        stack.append(_Open(name, detail, begin, nap.begin_s - self._epoch_s if nap else begin))
         try:
             yield
         finally:
@@ -82,14 +88,39 @@ class Activity:
     def add(self, name: str, begin: float, end: float, detail: str = "", row: str | None = None) -> None:
         """A stretch that is over, in seconds of time.perf_counter: for what does not nest, as transfers to several shards at once."""
         self.seconds[name] += end - begin
+        row = row or _row()
+        nap = self._nap(name, row, begin)
+        if nap:
+            nap.end_s = self._epoch_s + end
+            return
+        span = Span(row, name, detail, self._epoch_s + begin, self._epoch_s + end)
+        self._naps.pop(row, None)
+        if name == "idle":
+            self._naps[row] = span
         if self.trace and len(self.spans) < MOST_SPANS:
-            self.spans.append(Span(row or _row(), name, detail, self._epoch_s + begin, self._epoch_s + end))
+            self.spans.append(span)
+
+    def _nap(self, name: str, row: str, begin: float) -> Span | None:
+        """The span that a nap beginning at `begin` goes on with."""
+        nap = self._naps.get(row) if name == "idle" else None
+        return nap if nap and self._epoch_s + begin - nap.end_s < ADJOINING_S else None
 
     def now(self) -> dict[str, tuple[str, str, float]]:
         """(name, detail, seconds since it began) of the innermost activity of every row that is in one."""
         moment = time.perf_counter()
-        stacks = {row: list(stack) for row, stack in list(self._rows.items())}
-        return {row: (stack[-1].name, stack[-1].detail, moment - stack[-1].begin) for row, stack in stacks.items() if stack}
+        return {row: (stack[-1].name, stack[-1].detail, moment - stack[-1].since) for row, stack in self._stacks() if stack}
+
+    def so_far(self) -> dict[str, float]:
+        """Seconds of every name, those of the activities that have not ended yet included."""
+        seconds, moment = dict(self.seconds), time.perf_counter()
+        for _, stack in self._stacks():
+            for activity in stack:
+                seconds[activity.name] = seconds.get(activity.name, 0.0) + moment - activity.begin
+        return seconds
+
+    def _stacks(self) -> list[tuple[str, list[_Open]]]:
+        """A copy, because other threads go on meanwhile."""
+        return [(row, list(stack)) for row, stack in list(self._rows.items())]
 
     def shares(self, total_s: float) -> dict[str, float]:
         """Seconds of every name as shares of `total_s`."""

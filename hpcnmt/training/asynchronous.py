@@ -14,14 +14,17 @@ from mpi4py import MPI
 
 from hpcnmt.data.corpus import TokenCorpus
 from hpcnmt.data.loader import Loader
+from hpcnmt.distributed.activity import Activity
 from hpcnmt.distributed.exchange import Exchange
 from hpcnmt.distributed.layout import Layout
 from hpcnmt.distributed.mpi import MpiWindows, check_memory, check_world, ranks_of_this_host
-from hpcnmt.distributed.shard import ShardConfig
+from hpcnmt.distributed.shard import Shard, ShardConfig
+from hpcnmt.distributed.transport import ShardMemory
 from hpcnmt.distributed.worker import BatchCounts, WorkerLoop
 from hpcnmt.optim.local import LocalOptimizer
 from hpcnmt.training.recipe import Recipe
 from hpcnmt.training.setup import Trainee, choose_device
+from hpcnmt.training.status import Counters, RankReport, rank_report, shard_counters
 
 REJECTS_WORTH_A_WORD = 0.02
 """Share of repeated pulls above which the run says what to change."""
@@ -30,31 +33,45 @@ REJECTS_WORTH_A_WORD = 0.02
 def run_rank(recipe: Recipe, data: Path, run: Path, workers: int, shards: int) -> None:
     """The whole life of this rank."""
     check_world(workers, shards)
-    neighbours = ranks_of_this_host()
     rank = MPI.COMM_WORLD.rank
-    device = choose_device(recipe, neighbours.index(rank)) if rank < workers else None
-    trainee = Trainee.build(recipe, data, device)
-    layout = Layout(trainee.flat.size, workers, shards, recipe.training.ring_slots, recipe.training.wire)
-    if rank == 0:
-        print(layout.memory_text(), file=sys.stderr, flush=True)  # before it is allocated
-    check_memory(layout, neighbours)
-    windows = MpiWindows(layout, recipe.deadlines)
-    if rank >= workers:
-        torch.set_num_threads(1)
-        shard = windows.serve(ShardConfig(recipe.update, recipe.validation.every_words, recipe.deadlines.cut_s))
-        staleness = {str(k): v for k, v in sorted(shard.staleness.items())}
-        untouched = shard.update.adam.untouched
-        report = {"updates": shard.version, "target_words": shard.words, "staleness": staleness, "untouched_elements": untouched}
-        (run / f"shard-{shard.index}.json").write_text(json.dumps(report) + "\n", "utf-8")
-    else:
-        trainee.seed_worker(rank)
-        _Worker(trainee, Exchange(windows, rank, recipe.deadlines), run).train()
-    windows.free()
+    role, index = ("worker", rank) if rank < workers else ("shard", rank - workers)
+    with rank_report(run, Activity(role, index, recipe.training.trace), rank) as report:
+        neighbours = ranks_of_this_host()
+        device = choose_device(recipe, neighbours.index(rank)) if role == "worker" else None
+        trainee = Trainee.build(recipe, data, device)
+        layout = Layout(trainee.flat.size, workers, shards, recipe.training.ring_slots, recipe.training.wire)
+        if rank == 0:
+            print(layout.memory_text(), file=sys.stderr, flush=True)  # before it is allocated
+        check_memory(layout, neighbours)
+        windows = MpiWindows(layout, recipe.deadlines, report.activity)
+        if role == "shard":
+            _serve(windows, recipe, run, report)
+        else:
+            trainee.seed_worker(rank)
+            _Worker(trainee, Exchange(windows, rank, recipe.deadlines), run, report).train()
+        report.freeze_counters()  # those of a shard look at its window memory
+        with report.activity("wait", "the end of all ranks"):
+            windows.free()
+
+
+def _serve(windows: MpiWindows, recipe: Recipe, run: Path, report: RankReport) -> None:
+    class ReportedShard(Shard):
+        def __init__(self, index: int, layout: Layout, config: ShardConfig, memory: ShardMemory) -> None:
+            super().__init__(index, layout, config, memory)
+            report.counters = lambda: shard_counters(self)
+
+    torch.set_num_threads(1)
+    shard = windows.serve(ShardConfig(recipe.update, recipe.validation.every_words, recipe.deadlines.cut_s), ReportedShard)
+    staleness = {str(k): v for k, v in sorted(shard.staleness.items())}
+    untouched = shard.update.adam.untouched
+    figures = {"updates": shard.version, "target_words": shard.words, "staleness": staleness, "untouched_elements": untouched}
+    (run / f"shard-{shard.index}.json").write_text(json.dumps(figures) + "\n", "utf-8")
 
 
 class _Worker:
-    def __init__(self, trainee: Trainee, exchange: Exchange, run: Path) -> None:
-        self.trainee, self.exchange = trainee, exchange
+    def __init__(self, trainee: Trainee, exchange: Exchange, run: Path, report: RankReport) -> None:
+        self.trainee, self.exchange, self.activity = trainee, exchange, report.activity
+        exchange.activity = report.activity
         layout = exchange.transport.layout
         self.loader = Loader(TokenCorpus(trainee.data, "train"), trainee.recipe.loader, exchange.worker, layout.workers)
         flat = trainee.flat
@@ -63,7 +80,8 @@ class _Worker:
         if config.local.mode != "off":
             local = LocalOptimizer(flat.size, config.local, schedule, config.clip_norm, flat.values.device)
         self.loop = WorkerLoop(exchange, config, flat.values, flat.gradients, self._compute, local)
-        self.source_words = self.target_words = 0
+        self.source_words = self.target_words = self.windows = 0
+        report.counters = self._counters
         self.journal, self.validation = None, None
         if exchange.worker == 0:
             library = MPI.Get_library_version().splitlines()[0].strip("\0")
@@ -75,12 +93,20 @@ class _Worker:
         self.target_words += counts.target_words
         return counts
 
+    def _counters(self) -> Counters:
+        exchange = self.exchange
+        return {
+            "windows": self.windows, "target_words": self.target_words, "global_words": exchange.global_words,
+            "versions": exchange.versions, "rejected_pulls": exchange.rejected_pulls, "dropped_windows": self.loop.sum.dropped,
+        }  # fmt: skip
+
     def train(self) -> None:
         """All windows, then the orderly end; worker 0 validates the final snapshot."""
         exchange, loop = self.exchange, self.loop
         loop.start(initial=exchange.worker == 0)
         while exchange.global_words < self.trainee.recipe.training.max_target_words and not exchange.stopped:
             counts = loop.window()
+            self.windows += 1
             if self.journal is not None:
                 waits = {"exchange_wait_s": exchange.wait_s, "loader_wait_s": self.loader.wait_s, "rejected_pulls": exchange.rejected_pulls}
                 waits["dropped_windows"] = loop.sum.dropped
@@ -88,7 +114,9 @@ class _Worker:
             if exchange.snapshot_available > exchange.snapshot_read:
                 self._validate()
         seconds = self.journal.seconds if self.journal else 0.0
-        loop.finish()
+        loop.complete()
+        with self.activity("wait", "the end of all workers" if exchange.worker == 0 else "the shards to take the farewell"):
+            loop.finish()
         if self.journal is not None:
             self._end(seconds)
             self.journal.close()
@@ -101,7 +129,8 @@ class _Worker:
         self.loop.complete()
         snapshot = torch.empty(self.trainee.flat.size)
         self.loop.call(self.exchange.read_snapshot, snapshot)
-        self.validation.evaluate(snapshot, self.exchange.snapshot_words, final)
+        with self.activity("validate"):
+            self.validation.evaluate(snapshot, self.exchange.snapshot_words, final)
         self.exchange.ask_to_stop = self.validation.should_stop
 
     def _end(self, train_s: float) -> None:

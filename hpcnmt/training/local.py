@@ -9,6 +9,7 @@ from torch import Tensor
 
 from hpcnmt.data.corpus import TokenCorpus
 from hpcnmt.data.loader import Loader
+from hpcnmt.distributed.activity import Activity
 from hpcnmt.distributed.layout import Layout
 from hpcnmt.distributed.shard import ShardConfig
 from hpcnmt.distributed.virtual import LocalShards, VirtualCluster
@@ -19,6 +20,7 @@ from hpcnmt.optim.window import GradientWindow
 from hpcnmt.training.journal import Journal
 from hpcnmt.training.recipe import Recipe
 from hpcnmt.training.setup import Trainee, choose_device
+from hpcnmt.training.status import RankReport, rank_report, shard_counters
 from hpcnmt.training.validation import Validation
 
 
@@ -35,6 +37,12 @@ def _end(journal: Journal, validation: Validation, words: int, loaders: list[Loa
 
 def train_plain(recipe: Recipe, data: Path, run: Path) -> None:
     """tau batches, one update, in this process: the same model, batches, clipping and update rule as the engine's."""
+    with rank_report(run, Activity(trace=recipe.training.trace)) as report:
+        _train_plain(recipe, data, run, report)
+
+
+def _train_plain(recipe: Recipe, data: Path, run: Path, report: RankReport) -> None:
+    activity = report.activity
     trainee = Trainee.build(recipe, data, choose_device(recipe, 0))
     trainee.seed_worker(0)
     recipe, flat = trainee.recipe, trainee.flat
@@ -43,26 +51,40 @@ def train_plain(recipe: Recipe, data: Path, run: Path) -> None:
     update = Update(flat.size, recipe.update, flat.values.device)
     update.start(flat.values)
     window, wire = GradientWindow(flat.gradients, recipe.worker.clip_norm), torch.empty_like(flat.gradients)
-    next_validation = recipe.validation.every_words
+    next_validation, windows = recipe.validation.every_words, 0
+    report.counters = lambda: {"windows": windows, "target_words": update.words, "dropped_windows": window.dropped}
     while update.words < recipe.training.max_target_words and not validation.should_stop:
-        total = sum_counts([trainee.add_gradient(loader.next_batch()) for _ in range(recipe.worker.delay)])
-        if window.seal(wire, total.target_words):
-            update.apply(flat.values, wire, total.target_words)
+        with activity("compute"):
+            total = sum_counts([trainee.add_gradient(loader.next_batch()) for _ in range(recipe.worker.delay)])
+        with activity("step"):
+            if window.seal(wire, total.target_words):
+                update.apply(flat.values, wire, total.target_words)
+        windows += 1
         journal.training(update.words, total.loss_sum / total.target_words)
         if update.words >= next_validation:
             next_validation = update.words + recipe.validation.every_words
-            validation.evaluate(update.published(flat.values), update.words)
-    validation.evaluate(update.published(flat.values), update.words, final=True)
+            with activity("validate"):
+                validation.evaluate(update.published(flat.values), update.words)
+    with activity("validate"):
+        validation.evaluate(update.published(flat.values), update.words, final=True)
     _end(journal, validation, update.words, [loader], {"dropped_windows": window.dropped})
 
 
 def train_virtual(recipe: Recipe, data: Path, run: Path, workers: int, shards: int) -> None:
     """Logical workers on a simulated clock; see distributed/virtual.py."""
+    with rank_report(run, Activity(trace=recipe.training.trace)) as report:
+        _train_virtual(recipe, data, run, workers, shards, report)
+
+
+def _train_virtual(recipe: Recipe, data: Path, run: Path, workers: int, shards: int, report: RankReport) -> None:
+    activity = report.activity
     trainee = Trainee.build(recipe, data, choose_device(recipe, 0))
     trainee.seed_worker(0)
     recipe, flat = trainee.recipe, trainee.flat
     layout = Layout(flat.size, workers, shards, recipe.training.ring_slots, recipe.training.wire)
     cluster_shards = LocalShards(layout, ShardConfig(recipe.update))
+    for shard in cluster_shards.shards:
+        shard.activity = activity
     journal, validation = trainee.open_run(run, workers, shards, "none")
     corpus = TokenCorpus(data, "train")
     loaders = [Loader(corpus, recipe.loader, worker, workers) for worker in range(workers)]
@@ -70,7 +92,8 @@ def train_virtual(recipe: Recipe, data: Path, run: Path, workers: int, shards: i
 
     def gradient_of(worker: int, replica: Tensor, gradient: Tensor) -> BatchCounts:
         flat.values.copy_(replica)
-        counts = trainee.add_gradient(loaders[worker].next_batch())  # into flat.gradients = gradient
+        with activity("compute"):
+            counts = trainee.add_gradient(loaders[worker].next_batch())  # into flat.gradients = gradient
         losses[0] = (counts.loss_sum, counts.target_words)
         return counts
 
@@ -79,6 +102,7 @@ def train_virtual(recipe: Recipe, data: Path, run: Path, workers: int, shards: i
 
     local_of = local if recipe.worker.local.mode != "off" else None
     cluster = VirtualCluster(cluster_shards, recipe.worker, recipe.clock, gradient_of, flat.values, flat.gradients, local_of)
+    report.counters = lambda: shard_counters(cluster_shards.shards[0]) | {"dropped_windows": cluster.dropped}
     next_validation = recipe.validation.every_words
     snapshot = torch.empty_like(flat.values)
     while cluster.words < recipe.training.max_target_words and not validation.should_stop:
@@ -87,9 +111,11 @@ def train_virtual(recipe: Recipe, data: Path, run: Path, workers: int, shards: i
         if cluster.words >= next_validation:
             next_validation = cluster.words + recipe.validation.every_words
             cluster_shards.parameters(snapshot)
-            validation.evaluate(snapshot, cluster.words)
+            with activity("validate"):
+                validation.evaluate(snapshot, cluster.words)
     cluster_shards.parameters(snapshot)
-    validation.evaluate(snapshot, cluster.words, final=True)
+    with activity("validate"):
+        validation.evaluate(snapshot, cluster.words, final=True)
     staleness = {str(k): v for k, v in sorted(cluster_shards.shards[0].staleness.items())}
     figures = {"simulated_s": cluster.now_s, "staleness": staleness, "dropped_windows": cluster.dropped}
     _end(journal, validation, cluster.words, loaders, figures)

@@ -35,6 +35,8 @@ class TrainingConfig:
     """Versions a shard keeps published; more where pulls are rejected often."""
     wire: Literal["fp32", "bf16"] = "fp32"
     """Type of pushed gradients; bf16 halves their bytes, and each worker sends later what rounding has left behind."""
+    trace: bool = False
+    """Every rank keeps the spans of its activities and writes them to RUN/trace at its end."""
 
     def __post_init__(self) -> None:
         for name in ("max_target_words", "threads"):

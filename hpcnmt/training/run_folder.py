@@ -1,12 +1,14 @@
-"""The folder of one run: config.json, vocabularies, model.safetensors (best), final.safetensors, metrics.jsonl, tensorboard/, shard-N.json.
+"""The folder of one run: config.json, vocabularies, model.safetensors (best), final.safetensors, metrics.jsonl, tensorboard/, shard-N.json,
+status/ and trace/ (one file a rank, see status.py and trace.py).
 
-Created by the first worker (which refuses an existing folder), read by translate, score, evaluate and summary.
+Created by the first worker (which refuses an existing folder), read by translate, score, evaluate, summary, status and trace.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,24 @@ def refuse_existing(path: Path) -> None:
     """Raises ValueError when `path` exists."""
     if path.exists():
         raise ValueError(f"{path} exists already, expected a new run folder: choose another --run or remove it")
+
+
+def replace_file(path: Path, text: str) -> None:
+    """Writes beside `path`, then renames: whoever reads it finds the old or the new file, whole."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        temporary.write_text(text, "utf-8")
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def rank_files(run: Path, kind: str) -> list[Path]:
+    """RUN/KIND/ROLE-INDEX.json of every rank, sorted by name. Raises ValueError when there is no folder `run`."""
+    if not run.is_dir():
+        raise ValueError(f"found no folder {run}, expected one of hpcnmt train: give --run the folder of a run")
+    return sorted(path for path in (run / kind).glob("*.json") if re.fullmatch(r"[a-z]+-[0-9]+", path.stem))
 
 
 class RunFolder:

@@ -34,7 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
              for side, end in (("source", "src"), ("target", "trg"))]  # fmt: skip
     done = hpcnmt("prepare", *files, "--out", path / "prepared", "--vocabulary-size", 300)
     assert done.returncode == 0, done.stderr
-    done = train(path, "async", "--workers", 2, "--shards", 2, settings=("worker.overlap=1", "worker.delay=2"))
+    done = train(path, "async", "--workers", 2, "--shards", 2, "--trace", settings=("worker.overlap=1", "worker.delay=2"))
     assert done.returncode == 0, done.stderr
     return path
 
@@ -52,10 +52,34 @@ def test_asynchronous_training_leaves_a_whole_run_folder(folder: Path) -> None:
     assert {p.name for p in run.glob("*.safetensors")} == {"model.safetensors", "final.safetensors"}
 
 
+def test_every_rank_reports_its_end_and_leaves_a_trace(folder: Path) -> None:
+    run = folder / "async"
+    done = hpcnmt("status", "--run", run, "--json", "--watch")
+    assert done.returncode == 0, done.stderr
+    ranks = {f"{s['role']}-{s['index']}": s for s in json.loads(done.stdout)}
+    assert list(ranks) == ["worker-0", "worker-1", "shard-0", "shard-1"] and {s["state"] for s in ranks.values()} == {"ended"}
+    end = records(run, "end")[0]
+    assert {ranks[name]["counters"]["target_words"] for name in ("shard-0", "shard-1")} == {end["target_words"]}
+    assert sum(ranks[name]["counters"]["target_words"] for name in ("worker-0", "worker-1")) == end["target_words"]
+    assert hpcnmt("status", "--run", run).stdout.count("ended") == 4
+    done = hpcnmt("trace", "--run", run, "--out", folder / "trace.json")
+    assert done.returncode == 0 and "compute" in done.stdout, done.stderr
+    events = json.loads((folder / "trace.json").read_text())["traceEvents"]
+    names = {e["pid"]: e["args"]["name"] for e in events if e["name"] == "process_name"}
+    found = {name: {e["name"] for e in events if e["ph"] == "X" and names[e["pid"]] == name} for name in names.values()}
+    assert list(found) == ["worker 0", "worker 1", "shard 0", "shard 1"]
+    assert all({"compute", "wait", "pack", "exchange"} <= found[f"worker {index}"] for index in range(2))
+    assert all({"apply", "idle"} <= found[f"shard {index}"] for index in range(2))
+    assert "validate" in found["worker 0"] and "validate" not in found["worker 1"]
+
+
 @pytest.mark.parametrize(("mode", "options"), [("plain", ()), ("virtual", ("--workers", 4))])
 def test_the_modes_in_one_process_train_the_same_way(folder: Path, mode: str, options: tuple[object, ...]) -> None:
-    done = train(folder, mode, *options, settings=(f"training.mode={mode}",))
+    done = train(folder, mode, *options, settings=(f"training.mode={mode}", "training.trace=true"))
     assert done.returncode == 0, done.stderr
+    spans = json.loads((folder / mode / "trace" / "worker-0.json").read_text())["traceEvents"]
+    assert {e["name"] for e in spans if e["ph"] == "X"} == {"compute", "validate", "step" if mode == "plain" else "apply"}
+    assert hpcnmt("status", "--run", folder / mode).stdout.count("ended") == 1
     curve = [r["cross_entropy"] for r in records(folder / mode, "validation")]
     assert curve[-1] < curve[0] < 8
 
@@ -106,6 +130,9 @@ def test_wrong_input_is_one_line_and_writes_nothing(folder: Path) -> None:
         (hpcnmt("train", "sample", "--data", folder / "none", "--run", folder / "new"), "run hpcnmt prepare"),
         (hpcnmt("translate", "--run", folder / "none", stdin=b"x\n"), "give --run the folder of hpcnmt train"),
         (hpcnmt("translate", "--run", folder / "async", stdin=b"x\n\xff\n"), "standard input:2: found bytes that are not UTF-8"),
+        (hpcnmt("status", "--run", folder / "none", "--watch"), "give --run the folder of a run"),
+        (hpcnmt("status", "--run", folder / "text"), "found no reports of ranks"),
+        (hpcnmt("trace", "--run", folder / "text"), "train with --trace"),
         (hpcnmt("sample-corpus", "--out", folder / "text"), "exists already"),
     ]
     for done, message in runs:
