@@ -18,6 +18,8 @@ from hpcnmt.bench.throughput import baselines, groups
 from hpcnmt.bench.throughput_summary import ideal_ratio, summarize
 from hpcnmt.cli import main
 from hpcnmt.distributed.activity import Activity
+from hpcnmt.distributed.synchronous import LastBatch
+from hpcnmt.distributed.worker import BatchCounts
 
 
 def parse(*options: str) -> argparse.Namespace:
@@ -129,8 +131,10 @@ def test_points_with_more_ranks_than_cores_give_no_ratio() -> None:
 
 def test_simulated_gradients_become_ready_from_the_end_and_tile_the_vector() -> None:
     pieces: list[tuple[int, int]] = []
-    counts = SimulatedCompute(0.001, 500, 1003, 4)(lambda begin, end: pieces.append((begin, end)))
-    assert counts.target_words == 500
+    counted: list[BatchCounts] = []
+    last = LastBatch(counted.append, lambda begin, end: pieces.append((begin, end)))
+    assert SimulatedCompute(0.001, 500, 1003, 4)(last).target_words == 500
+    assert len(counted) == 1
     assert pieces == sorted(pieces, reverse=True) and pieces[-1][0] == 0 and pieces[0][1] == 1003
     assert all(low[1] == high[0] for high, low in zip(pieces, pieces[1:], strict=False))
 
