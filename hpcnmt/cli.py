@@ -20,6 +20,12 @@ EXAMPLES = """examples:
   hpcnmt translate --run run1 < text/test.src > test.hyp
   hpcnmt evaluate --run run1 --src text/test.src --ref text/test.trg
 """
+REPORT = """One HTML page that needs no network, with tables and pictures of everything in the results files, and the pictures as PNGs.
+Files of a run cut short give a page of what they hold; a page of the same name is replaced.
+
+example:
+  hpcnmt report benchmarks/results/throughput.json benchmarks/results/quality.json --out report.html
+"""
 USER_ERROR = 2
 
 
@@ -41,6 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     _inference_commands(commands)
     _run_commands(commands)
     commands.add_parser("bench", help="measure: throughput, comm, time-to-bleu, quality, soak", add_help=False)
+    _report_command(commands)
     doctor = commands.add_parser("doctor", help="check MPI, launcher, devices and versions; says what to fix")
     doctor.add_argument("--json", action="store_true")
     return parser
@@ -87,6 +94,16 @@ def _inference_commands(commands: argparse._SubParsersAction[argparse.ArgumentPa
         command.add_argument("--ref", type=Path, required=True)
     score.add_argument("--normalize", action="store_true", help="divide by the target words (EOS counted)")
     evaluate.add_argument("--json", action="store_true")
+
+
+def _report_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    report = commands.add_parser(
+        "report", help="results of hpcnmt bench as an HTML page and PNGs",
+        description=REPORT, formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    report.add_argument("results", type=Path, nargs="+", metavar="RESULTS.json", help="files of hpcnmt bench, of any kind")
+    report.add_argument("--out", type=Path, required=True, help="the page")
+    report.add_argument("--png", type=Path, metavar="DIR", help="folder of the PNGs (default: that of the page)")
 
 
 def _sample_corpus(arguments: argparse.Namespace) -> int:
@@ -206,6 +223,14 @@ def _trace(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _report(arguments: argparse.Namespace) -> int:
+    from hpcnmt.bench.report import write_report
+
+    for path in write_report(arguments.results, arguments.out, arguments.png):
+        print(f"wrote {path}")
+    return 0
+
+
 def _doctor(arguments: argparse.Namespace) -> int:
     from hpcnmt.doctor import run_doctor
 
@@ -214,7 +239,8 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "sample-corpus": _sample_corpus, "prepare": _prepare, "train": _train, "translate": _translate,
-    "score": _score, "evaluate": _evaluate, "summary": _summary, "status": _status, "trace": _trace, "doctor": _doctor,
+    "score": _score, "evaluate": _evaluate, "summary": _summary, "status": _status, "trace": _trace, "report": _report,
+    "doctor": _doctor,
 }  # fmt: skip
 
 
