@@ -59,7 +59,11 @@ def _speedup(points: list[Figures]) -> list[Figures]:
         speedup = [rates[n] / rates[1] for n in workers]
         rows.append(
             {
-                "label": label, "network": network, "batch_s": batch_s, "workers": workers, "speedup": speedup,
+                "label": label,
+                "network": network,
+                "batch_s": batch_s,
+                "workers": workers,
+                "speedup": speedup,
                 "efficiency": [s / n for s, n in zip(speedup, workers, strict=True)],
             }  # fmt: skip
         )
@@ -115,7 +119,8 @@ def _straggler(points: list[Figures]) -> list[Figures]:
 
 
 def _check(what: str, measured: float, target: float, at_most: bool = False) -> Figures:
-    return {"what": f"{what}, {'at most' if at_most else 'at least'}", "measured": measured, "target": target, "met": measured <= target if at_most else measured >= target}
+    bound, met = ("at most", measured <= target) if at_most else ("at least", measured >= target)
+    return {"what": f"{what}, {bound}", "measured": measured, "target": target, "met": met}
 
 
 def _checks(points: list[Figures], summary: Figures) -> list[Figures]:

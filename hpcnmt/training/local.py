@@ -112,10 +112,10 @@ def _train_virtual(recipe: Recipe, data: Path, run: Path, workers: int, shards: 
             next_validation = cluster.words + recipe.validation.every_words
             cluster_shards.parameters(snapshot)
             with activity("validate"):
-                validation.evaluate(snapshot, cluster.words)
+                validation.evaluate(snapshot, cluster.words, clock={"simulated_s": cluster.now_s})
     cluster_shards.parameters(snapshot)
     with activity("validate"):
-        validation.evaluate(snapshot, cluster.words, final=True)
+        validation.evaluate(snapshot, cluster.words, final=True, clock={"simulated_s": cluster.now_s})
     staleness = {str(k): v for k, v in sorted(cluster_shards.shards[0].staleness.items())}
     figures = {"simulated_s": cluster.now_s, "staleness": staleness, "dropped_windows": cluster.dropped}
     _end(journal, validation, cluster.words, loaders, figures)

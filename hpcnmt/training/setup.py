@@ -86,12 +86,13 @@ def choose_device(recipe: Recipe, local_worker: int) -> torch.device:
     return device
 
 
-def check_sizes(recipe: Recipe, data: Path, workers: int, shards: int) -> None:
-    """Checks before any rank starts: slices, window memory, enough batches. Raises ValueError or RuntimeError."""
+def check_sizes(recipe: Recipe, data: Path, workers: int, shards: int) -> Layout:
+    """Checks before any rank starts: slices, enough batches. Returns the layout; raises ValueError."""
     with torch.device("meta"):
         model = build_model(_sized(recipe.model, data), 0)
-    Layout(sum(p.numel() for p in model.parameters()), workers, shards, recipe.training.ring_slots, recipe.training.wire)
+    layout = Layout(sum(p.numel() for p in model.parameters()), workers, shards, recipe.training.ring_slots, recipe.training.wire)
     corpus = TokenCorpus(data, "train")
     batches = len(plan_epoch(corpus.source_lengths, corpus.target_lengths, recipe.loader.batch_words, recipe.loader.seed, 0))
     if batches < workers:
         raise ValueError(f"found {batches} batches in an epoch for {workers} workers: use fewer --workers or a smaller loader.batch_words")
+    return layout

@@ -6,6 +6,7 @@ What is validated is what is saved: one consistent set of parameters, never a wo
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import sacrebleu
@@ -44,8 +45,13 @@ class Validation:
         """True once no metric of `stop_on` has improved for `patience` validations."""
         return 0 < self.config.patience <= self.stalled
 
-    def evaluate(self, snapshot: Tensor, target_words: int, final: bool = False) -> dict[str, float]:
-        """Validates the parameters `snapshot` [parameters]; keeps the best, and the last one as final.safetensors."""
+    def evaluate(
+        self, snapshot: Tensor, target_words: int, final: bool = False, clock: Mapping[str, float] | None = None
+    ) -> dict[str, float]:  # fmt: skip
+        """Validates the parameters `snapshot` [parameters]; keeps the best, and the last one as final.safetensors.
+
+        `clock` goes into the record: another time than that of this machine.
+        """
         begin = time.monotonic()
         replica = self.flat.values.clone()
         self.flat.values.copy_(snapshot)
@@ -61,7 +67,7 @@ class Validation:
         self.flat.values.copy_(replica)
         took = time.monotonic() - begin
         self.seconds += took
-        self.journal.record("validation", target_words, scores | {"took_s": took})
+        self.journal.record("validation", target_words, scores | {"took_s": took} | dict(clock or {}))
         text = f"cross-entropy {scores['cross_entropy']:.4f} nats/word, BLEU {scores['bleu']:.2f}, chrF {scores['chrf']:.2f}"
         self.journal.say(f"validation at {target_words} target words: {text}")
         return scores
