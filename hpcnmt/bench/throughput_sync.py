@@ -39,8 +39,8 @@ def run_sync(point: Point) -> None:
     collective = open_collective(backend, world, torch.device("cpu"), DeadlineConfig())
     parameters, gradient = torch.zeros(point.parameters), torch.zeros(point.parameters)
     window, update = GradientWindow(gradient, clip_norm=1.0), StepOfAnAccelerator(1, UpdateConfig())
-    config = SyncConfig(backend, point.bucket_bytes)
-    loop = SynchronousLoop(collective, config, point.delay, window, update, parameters, point.compute(world.rank))
+    config, activity = SyncConfig(backend, point.bucket_bytes), point.activity("worker", world.rank)
+    loop = SynchronousLoop(collective, config, point.delay, window, update, parameters, point.compute(world.rank), activity)
     loop.start()
     measured = Measurement(point, world.rank, loop.activity)
     while not loop.stopped:
@@ -48,3 +48,4 @@ def run_sync(point: Point) -> None:
         loop.ask_to_stop = not measured.goes_on() and world.rank == 0
     collective.close()
     measured.report(alone=alone)
+    point.write_trace(activity, world.rank)
