@@ -87,8 +87,11 @@ class _Worker:
             library = MPI.Get_library_version().splitlines()[0].strip("\0")
             self.journal, self.validation = trainee.open_run(run, layout.workers, layout.shards, library)
 
-    def _compute(self) -> BatchCounts:
-        counts = self.trainee.add_gradient(self.loader.next_batch())
+    def _compute(self) -> BatchCounts | None:
+        batch = self.loader.next_batch()
+        if batch is None:
+            return None
+        counts = self.trainee.add_gradient(batch)
         self.source_words += counts.source_words
         self.target_words += counts.target_words
         return counts
@@ -106,6 +109,8 @@ class _Worker:
         loop.start(initial=exchange.worker == 0)
         while exchange.global_words < self.trainee.recipe.training.max_target_words and not exchange.stopped:
             counts = loop.window()
+            if loop.out_of_data:
+                break
             self.windows += 1
             if self.journal is not None:
                 waits = {"exchange_wait_s": exchange.wait_s, "loader_wait_s": self.loader.wait_s, "rejected_pulls": exchange.rejected_pulls}
@@ -118,7 +123,7 @@ class _Worker:
         with self.activity("wait", "the end of all workers" if exchange.worker == 0 else "the shards to take the farewell"):
             loop.finish()
         if self.journal is not None:
-            self._end(seconds)
+            self._end(self.journal.seconds if loop.out_of_data else seconds)  # others may have trained on
             self.journal.close()
         loop.close()
         self.loader.close()
