@@ -11,6 +11,10 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from hpcnmt.training.recipe import Recipe
 
 EXAMPLES = """examples:
   hpcnmt sample-corpus --out text
@@ -36,12 +40,12 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _data_commands(commands)
-    train = commands.add_parser("train", help="train; starts local ranks itself, or takes its place under mpiexec / srun")
+    train = commands.add_parser("train", help="train; starts local ranks itself, or takes its place under mpiexec / srun / torchrun")
     train.add_argument("recipe", help="name of a shipped recipe, or a YAML file")
     train.add_argument("--data", type=Path, required=True, help="folder of hpcnmt prepare")
     train.add_argument("--run", type=Path, required=True, help="new folder for this run")
     train.add_argument("--workers", type=int, help="default 2; not in mode plain")
-    train.add_argument("--shards", type=int, help="default 1; not in mode plain")
+    train.add_argument("--shards", type=int, help="default 1; not in modes plain and sync")
     train.add_argument("--set", action="append", default=[], metavar="SECTION.OPTION=VALUE", help="change an option of the recipe")
     train.add_argument("--trace", action="store_true", help="write what every rank does when to RUN/trace (training.trace=true)")
     _inference_commands(commands)
@@ -124,7 +128,7 @@ def _prepare(arguments: argparse.Namespace) -> int:
 
 def _train(arguments: argparse.Namespace) -> int:
     from hpcnmt.config import load_recipe, override
-    from hpcnmt.training.launch import is_launched, start_ranks
+    from hpcnmt.training.launch import is_launched
     from hpcnmt.training.recipe import build_recipe
     from hpcnmt.training.run_folder import refuse_existing
 
@@ -132,16 +136,15 @@ def _train(arguments: argparse.Namespace) -> int:
     mode = recipe.training.mode
     if mode == "plain" and (arguments.workers or arguments.shards):
         raise ValueError("--workers and --shards have no effect with training.mode=plain: remove them")
+    if mode == "sync" and arguments.shards is not None:
+        raise ValueError("--shards has no effect with training.mode=sync, whose workers all hold the parameters: remove it")
     workers = 2 if arguments.workers is None else arguments.workers
-    shards = 1 if arguments.shards is None else arguments.shards
-    if mode == "async" and is_launched():
-        return _train_rank(lambda run_rank: run_rank(recipe, arguments.data, arguments.run, workers, shards))
+    shards = 0 if mode == "sync" else 1 if arguments.shards is None else arguments.shards
+    if mode in ("async", "sync") and is_launched(mode):
+        return _train_rank(recipe, arguments.data, arguments.run, workers, shards)
     refuse_existing(arguments.run)
-    if mode == "async":
-        from hpcnmt.training.setup import check_sizes
-
-        check_sizes(recipe, arguments.data, workers, shards)
-        return start_ranks(sys.argv[1:], workers + shards, recipe.training.threads)
+    if mode in ("async", "sync"):
+        return _start_ranks(recipe, arguments.data, workers, shards)
     from hpcnmt.training.local import train_plain, train_virtual
 
     if mode == "plain":
@@ -151,21 +154,39 @@ def _train(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _train_rank(start: Callable[[Callable[..., None]], None]) -> int:
+def _start_ranks(recipe: Recipe, data: Path, workers: int, shards: int) -> int:
+    """Starts this very command on local ranks, after the checks that need none."""
+    from hpcnmt.training.launch import start_ranks
+    from hpcnmt.training.setup import check_sizes
+
+    if recipe.training.mode == "sync":
+        from hpcnmt.distributed.collective import check_backend
+
+        check_backend(recipe.sync.backend)
+    check_sizes(recipe, data, workers, max(shards, 1))
+    return start_ranks(sys.argv[1:], workers + shards, recipe.training.threads)
+
+
+def _train_rank(recipe: Recipe, data: Path, run: Path, workers: int, shards: int) -> int:
     """One rank: any error ends the whole job, because the others would wait for this rank until their deadlines."""
-    from mpi4py import MPI
+    from hpcnmt.training.launch import abort
 
     try:
-        from hpcnmt.training.asynchronous import run_rank
+        if recipe.training.mode == "sync":
+            from hpcnmt.training import synchronous
 
-        start(run_rank)
+            synchronous.run_rank(recipe, data, run, workers)
+        else:
+            from hpcnmt.training import asynchronous
+
+            asynchronous.run_rank(recipe, data, run, workers, shards)
     except BaseException as error:
         if isinstance(error, ValueError):
             sys.stderr.write(f"hpcnmt: {error}\n")
         else:
             traceback.print_exc()
         sys.stderr.flush()
-        MPI.COMM_WORLD.Abort(USER_ERROR if isinstance(error, ValueError) else 1)
+        return abort(recipe.training.mode, USER_ERROR if isinstance(error, ValueError) else 1)
     return 0
 
 

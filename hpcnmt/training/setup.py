@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -51,11 +52,14 @@ class Trainee:
         torch.set_num_threads(self.recipe.training.threads)
         torch.manual_seed(self.recipe.training.seed * 1000 + worker)
 
-    def add_gradient(self, batch: Batch) -> BatchCounts:
-        """Forward and backward: adds the gradient of the summed loss to the flat gradients."""
+    def add_gradient(self, batch: Batch, counted: Callable[[BatchCounts], None] | None = None) -> BatchCounts:
+        """Forward and backward: adds the gradient of the summed loss to the flat gradients; calls `counted` between the two."""
         loss, entropy = self.model.loss_sum(batch.source_ids, batch.source_lengths, batch.target_ids, batch.target_lengths)
+        counts = BatchCounts(batch.target_words, batch.source_words, len(batch.sentence_ids), float(entropy))
+        if counted is not None:
+            counted(counts)
         torch.autograd.backward(loss)
-        return BatchCounts(batch.target_words, batch.source_words, len(batch.sentence_ids), float(entropy))
+        return counts
 
     def open_run(self, path: Path, workers: int, shards: int, mpi: str) -> tuple[Journal, Validation]:
         """Creates the run folder; returns its journal and its validation."""
