@@ -1,13 +1,17 @@
 """The console command `hpcnmt`: its arguments, and one small function for each command.
 
-User errors (ValueError) end with one line and exit code 2. On an MPI rank any error ends the whole job: a ValueError with one line,
-anything else with its traceback. Heavy imports stay inside the commands, so that --help is quick.
+User errors (ValueError, and OSError: a folder that is not writable, a full disk) end with one line and exit code 2. On an MPI rank any
+error ends the whole job: a user error with one line, anything else with its traceback. Heavy imports stay inside the commands, so
+that --help is quick.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
+import os
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +25,8 @@ EXAMPLES = """examples:
   hpcnmt evaluate --run run1 --src text/test.src --ref text/test.trg
 """
 USER_ERROR = 2
+RANK_ZERO_FIRST_S = 1.0
+"""Seconds the other ranks leave to rank 0, so that an error which all of them find is told once."""
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -101,20 +107,23 @@ def _train(arguments: argparse.Namespace) -> int:
 
     recipe = build_recipe(override(load_recipe(arguments.recipe), arguments.set))
     mode = recipe.training.mode
-    if mode == "plain" and (arguments.workers or arguments.shards):
+    if mode == "plain" and not (arguments.workers is None and arguments.shards is None):
         raise ValueError("--workers and --shards have no effect with training.mode=plain: remove them")
     workers = 2 if arguments.workers is None else arguments.workers
     shards = 1 if arguments.shards is None else arguments.shards
     if mode == "async" and is_launched():
         return _train_rank(lambda run_rank: run_rank(recipe, arguments.data, arguments.run, workers, shards))
     refuse_existing(arguments.run)
-    if mode == "async":
-        from hpcnmt.training.setup import check_sizes
+    from hpcnmt.training.setup import check_sizes
 
-        check_sizes(recipe, arguments.data, workers, shards)
+    check_sizes(recipe, arguments.data, workers, shards)
+    if mode == "async":
         return start_ranks(sys.argv[1:], workers + shards, recipe.training.threads)
+    from hpcnmt.doctor import launched_size
     from hpcnmt.training.local import train_plain, train_virtual
 
+    if launched := launched_size(os.environ):
+        raise ValueError(f"training.mode={mode} is one process, but the launcher started {launched}: start it without mpiexec or srun")
     if mode == "plain":
         train_plain(recipe, arguments.data, arguments.run)
     else:
@@ -131,12 +140,14 @@ def _train_rank(start: Callable[[Callable[..., None]], None]) -> int:
 
         start(run_rank)
     except BaseException as error:
-        if isinstance(error, ValueError):
-            sys.stderr.write(f"hpcnmt: {error}\n")
+        by_user = isinstance(error, (ValueError, OSError))
+        if by_user:
+            time.sleep(RANK_ZERO_FIRST_S if MPI.COMM_WORLD.rank else 0.0)
+            sys.stderr.write(f"hpcnmt: {_one_line(error)}\n")
         else:
             traceback.print_exc()
         sys.stderr.flush()
-        MPI.COMM_WORLD.Abort(USER_ERROR if isinstance(error, ValueError) else 1)
+        MPI.COMM_WORLD.Abort(USER_ERROR if by_user else 1)
     return 0
 
 
@@ -144,6 +155,10 @@ def _translate(arguments: argparse.Namespace) -> int:
     from hpcnmt.inference.beam import BeamConfig
     from hpcnmt.inference.commands import translate
 
+    if sys.stdin is None or sys.stdout is None:
+        raise ValueError("standard input or output is closed: hpcnmt translate --run RUN < SOURCE > TRANSLATION")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8")  # what comes in is UTF-8 too, whatever the locale
     beam = BeamConfig(arguments.beam, arguments.length_penalty, n_best=arguments.n_best)
     translate(arguments.run, sys.stdin.buffer, sys.stdout, beam, arguments.batch_sentences)
     return 0
@@ -192,17 +207,23 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
 }  # fmt: skip
 
 
+def _one_line(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"cannot use {error.filename}: {error.strerror}"
+    return " ".join(str(error).split())
+
+
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     arguments = _parser().parse_args(argv)
     try:
         return COMMANDS[arguments.command](arguments)
-    except ValueError as error:
-        sys.stderr.write(f"hpcnmt: {error}\n")
-        return USER_ERROR
     except BrokenPipeError:  # the reader of our output has left, as with `| head`
         sys.stderr.close()
         return 0
+    except (ValueError, OSError) as error:
+        sys.stderr.write(f"hpcnmt: {_one_line(error)}\n")
+        return USER_ERROR
 
 
 if __name__ == "__main__":

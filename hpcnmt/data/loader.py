@@ -31,6 +31,8 @@ class LoaderConfig:
         for name in ("batch_words", "prefetch_batches"):
             if getattr(self, name) < 1:
                 raise ValueError(f"loader.{name} is {getattr(self, name)}, expected at least 1")
+        if self.seed < 0:
+            raise ValueError(f"loader.seed is {self.seed}, expected at least 0")
 
 
 State = dict[str, int | str]
@@ -54,7 +56,7 @@ class Loader:
                     raise ValueError(f"{found}: resume with the data and sizes of the run")
             self.epoch, self._next_index = int(state["epoch"]), int(state["next_index"])
         self.wait_s = 0.0
-        self.words = self.padded_words = 0
+        self.words = self.source_words = self.padded_words = 0
         self._queue: queue.Queue[_Item] = queue.Queue(config.prefetch_batches)
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._produce, args=(self.epoch, self._next_index), name="loader", daemon=True)
@@ -79,6 +81,7 @@ class Loader:
         self.epoch, index, batch = item
         self._next_index = index + self.world
         self.words += batch.source_words + batch.target_words
+        self.source_words += batch.source_words
         self.padded_words += batch.source_ids.numel() + batch.target_ids.numel()
         return batch
 

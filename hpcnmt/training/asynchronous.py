@@ -21,7 +21,8 @@ from hpcnmt.distributed.shard import ShardConfig
 from hpcnmt.distributed.worker import BatchCounts, WorkerLoop
 from hpcnmt.optim.local import LocalOptimizer
 from hpcnmt.training.recipe import Recipe
-from hpcnmt.training.setup import Trainee, choose_device
+from hpcnmt.training.run_folder import refuse_existing
+from hpcnmt.training.setup import Trainee, check_sizes, choose_device
 
 REJECTS_WORTH_A_WORD = 0.02
 """Share of repeated pulls above which the run says what to change."""
@@ -32,6 +33,9 @@ def run_rank(recipe: Recipe, data: Path, run: Path, workers: int, shards: int) -
     check_world(workers, shards)
     neighbours = ranks_of_this_host()
     rank = MPI.COMM_WORLD.rank
+    if rank == 0:  # the others wait for it where windows are allocated
+        refuse_existing(run)
+        check_sizes(recipe, data, workers, shards)
     device = choose_device(recipe, neighbours.index(rank)) if rank < workers else None
     trainee = Trainee.build(recipe, data, device)
     layout = Layout(trainee.flat.size, workers, shards, recipe.training.ring_slots, recipe.training.wire)

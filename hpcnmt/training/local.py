@@ -25,8 +25,12 @@ from hpcnmt.training.validation import Validation
 def _end(journal: Journal, validation: Validation, words: int, loaders: list[Loader], extra: dict[str, object]) -> None:
     """The last record: seconds of training are those without validation."""
     train_s = journal.seconds - validation.seconds
-    waiting = sum(loader.wait_s for loader in loaders)
-    rates = {"train_s": train_s, "validating_s": validation.seconds, "target_words_per_s": words / train_s}
+    waiting, source_words = (sum(getattr(loader, name) for loader in loaders) for name in ("wait_s", "source_words"))
+    ratio = source_words / max(sum(loader.words for loader in loaders) - source_words, 1)
+    rates = {
+        "train_s": train_s, "validating_s": validation.seconds, "target_words_per_s": words / train_s,
+        "source_words_per_s": words * ratio / train_s, "total_words_per_s": words * (1 + ratio) / train_s,
+    }  # fmt: skip
     journal.record("end", words, rates | {"loader_wait_s": waiting, "padding_share": loaders[0].padding_share} | extra)
     for loader in loaders:
         loader.close()
