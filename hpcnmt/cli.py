@@ -27,6 +27,8 @@ EXAMPLES = """examples:
 USER_ERROR = 2
 RANK_ZERO_FIRST_S = 1.0
 """Seconds the other ranks leave to rank 0, so that an error which all of them find is told once."""
+TO_BE_HEARD_S = 0.5
+"""Between the message and the end of the job: a launcher that kills its ranks at once can lose what it has not yet passed on."""
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -147,6 +149,7 @@ def _train_rank(start: Callable[[Callable[..., None]], None]) -> int:
         else:
             traceback.print_exc()
         sys.stderr.flush()
+        time.sleep(TO_BE_HEARD_S)
         MPI.COMM_WORLD.Abort(USER_ERROR if by_user else 1)
     return 0
 

@@ -143,8 +143,8 @@ def test_wrong_input_is_one_line_and_writes_nothing(folder: Path) -> None:
 
 
 def own_lines(text: str) -> int:
-    """Lines of hpcnmt or of Python; launchers add their own words about an aborted job."""
-    return sum(line.startswith(("hpcnmt:", "Traceback")) for line in text.splitlines())
+    """Different lines of hpcnmt or of Python: several ranks may say the same, and launchers add words about an aborted job."""
+    return len({line for line in text.splitlines() if line.startswith(("hpcnmt:", "Traceback"))})
 
 
 def launched(ranks: int, *arguments: object) -> subprocess.CompletedProcess[str]:
