@@ -1,13 +1,17 @@
 """The console command `hpcnmt`: its arguments, and one small function for each command.
 
-User errors (ValueError) end with one line and exit code 2. On an MPI rank any error ends the whole job: a ValueError with one line,
-anything else with its traceback. Heavy imports stay inside the commands, so that --help is quick.
+User errors (ValueError, and OSError: a folder that is not writable, a full disk) end with one line and exit code 2. On an MPI rank any
+error ends the whole job: a user error with one line, anything else with its traceback. Heavy imports stay inside the commands, so
+that --help is quick.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
+import os
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -31,6 +35,10 @@ example:
   hpcnmt report benchmarks/results/throughput.json benchmarks/results/quality.json --out report.html
 """
 USER_ERROR = 2
+RANK_ZERO_FIRST_S = 1.0
+"""Seconds the other ranks leave to rank 0, so that an error which all of them find is told once."""
+TO_BE_HEARD_S = 0.5
+"""Between the message and the end of the job: a launcher that kills its ranks at once can lose what it has not yet passed on."""
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -134,19 +142,24 @@ def _train(arguments: argparse.Namespace) -> int:
 
     recipe = build_recipe(override(load_recipe(arguments.recipe), arguments.set + ["training.trace=true"] * arguments.trace))
     mode = recipe.training.mode
-    if mode == "plain" and (arguments.workers or arguments.shards):
+    if mode == "plain" and not (arguments.workers is None and arguments.shards is None):
         raise ValueError("--workers and --shards have no effect with training.mode=plain: remove them")
     if mode == "sync" and arguments.shards is not None:
         raise ValueError("--shards has no effect with training.mode=sync, whose workers all hold the parameters: remove it")
-    workers = 2 if arguments.workers is None else arguments.workers
+    workers = 1 if mode == "plain" else 2 if arguments.workers is None else arguments.workers
     shards = 0 if mode == "sync" else 1 if arguments.shards is None else arguments.shards
     if mode in ("async", "sync") and is_launched(mode):
         return _train_rank(recipe, arguments.data, arguments.run, workers, shards)
     refuse_existing(arguments.run)
     if mode in ("async", "sync"):
         return _start_ranks(recipe, arguments.data, workers, shards)
+    from hpcnmt.doctor import launched_size
     from hpcnmt.training.local import train_plain, train_virtual
+    from hpcnmt.training.setup import check_sizes
 
+    check_sizes(recipe, arguments.data, workers, max(shards, 1))
+    if launched := launched_size(os.environ):
+        raise ValueError(f"training.mode={mode} is one process, but the launcher started {launched}: start it without mpiexec or srun")
     if mode == "plain":
         train_plain(recipe, arguments.data, arguments.run)
     else:
@@ -169,7 +182,7 @@ def _start_ranks(recipe: Recipe, data: Path, workers: int, shards: int) -> int:
 
 def _train_rank(recipe: Recipe, data: Path, run: Path, workers: int, shards: int) -> int:
     """One rank: any error ends the whole job, because the others would wait for this rank until their deadlines."""
-    from hpcnmt.training.launch import abort
+    from hpcnmt.training.launch import abort, is_first
 
     try:
         if recipe.training.mode == "sync":
@@ -181,12 +194,15 @@ def _train_rank(recipe: Recipe, data: Path, run: Path, workers: int, shards: int
 
             asynchronous.run_rank(recipe, data, run, workers, shards)
     except BaseException as error:
-        if isinstance(error, ValueError):
-            sys.stderr.write(f"hpcnmt: {error}\n")
+        by_user = isinstance(error, (ValueError, OSError))
+        if by_user:
+            time.sleep(0.0 if is_first(recipe.training.mode) else RANK_ZERO_FIRST_S)
+            sys.stderr.write(f"hpcnmt: {_one_line(error)}\n")
         else:
             traceback.print_exc()
         sys.stderr.flush()
-        return abort(recipe.training.mode, USER_ERROR if isinstance(error, ValueError) else 1)
+        time.sleep(TO_BE_HEARD_S)
+        return abort(recipe.training.mode, USER_ERROR if by_user else 1)
     return 0
 
 
@@ -194,6 +210,10 @@ def _translate(arguments: argparse.Namespace) -> int:
     from hpcnmt.inference.beam import BeamConfig
     from hpcnmt.inference.commands import translate
 
+    if sys.stdin is None or sys.stdout is None:
+        raise ValueError("standard input or output is closed: hpcnmt translate --run RUN < SOURCE > TRANSLATION")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8")  # what comes in is UTF-8 too, whatever the locale
     beam = BeamConfig(arguments.beam, arguments.length_penalty, n_best=arguments.n_best)
     translate(arguments.run, sys.stdin.buffer, sys.stdout, beam, arguments.batch_sentences)
     return 0
@@ -265,6 +285,12 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
 }  # fmt: skip
 
 
+def _one_line(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"cannot use {error.filename}: {error.strerror}"
+    return " ".join(str(error).split())
+
+
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     words = sys.argv[1:] if argv is None else argv
@@ -275,12 +301,12 @@ def main(argv: list[str] | None = None) -> int:
             return bench(words[1:])
         arguments = _parser().parse_args(words)
         return COMMANDS[arguments.command](arguments)
-    except ValueError as error:
-        sys.stderr.write(f"hpcnmt: {error}\n")
-        return USER_ERROR
     except BrokenPipeError:  # the reader of our output has left, as with `| head`
         sys.stderr.close()
         return 0
+    except (ValueError, OSError) as error:
+        sys.stderr.write(f"hpcnmt: {_one_line(error)}\n")
+        return USER_ERROR
 
 
 if __name__ == "__main__":

@@ -36,6 +36,8 @@ class LoaderConfig:
                 raise ValueError(f"loader.{name} is {getattr(self, name)}, expected at least 1")
         if self.max_epochs < 0:
             raise ValueError(f"loader.max_epochs is {self.max_epochs}, expected 0 (endless) or a positive number")
+        if self.seed < 0:
+            raise ValueError(f"loader.seed is {self.seed}, expected at least 0")
 
 
 State = dict[str, int | str]
@@ -59,7 +61,7 @@ class Loader:
                     raise ValueError(f"{found}: resume with the data and sizes of the run")
             self.epoch, self._next_index = int(state["epoch"]), int(state["next_index"])
         self.wait_s = 0.0
-        self.words = self.padded_words = 0
+        self.words = self.source_words = self.padded_words = 0
         self._queue: queue.Queue[_Item] = queue.Queue(config.prefetch_batches)
         self._ended = False
         self._closed = threading.Event()
@@ -90,6 +92,7 @@ class Loader:
         self.epoch, index, batch = item
         self._next_index = index + self.world
         self.words += batch.source_words + batch.target_words
+        self.source_words += batch.source_words
         self.padded_words += batch.source_ids.numel() + batch.target_ids.numel()
         return batch
 

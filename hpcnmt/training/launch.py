@@ -18,6 +18,15 @@ def is_launched(mode: str) -> bool:
     return any(name in os.environ for name in RANK_VARIABLES) or (mode == "sync" and is_started_by_torchrun())
 
 
+def is_first(mode: str) -> bool:
+    """Whether this is rank 0."""
+    if mode == "sync" and is_started_by_torchrun():
+        return os.environ["RANK"] == "0"
+    from mpi4py import MPI
+
+    return bool(MPI.COMM_WORLD.rank == 0)
+
+
 def abort(mode: str, code: int) -> int:
     """Ends all ranks of MPI's world; returns `code` for torchrun, which ends its ranks itself when one fails."""
     if mode == "sync" and is_started_by_torchrun():

@@ -29,10 +29,13 @@ def end_run(
 ) -> None:  # fmt: skip
     """The last record: seconds of training are those without validation. `source_words`: of the whole run, where they are counted."""
     train_s = journal.seconds - validation.seconds
-    waiting = sum(loader.wait_s for loader in loaders)
-    rates = {"train_s": train_s, "validating_s": validation.seconds, "target_words_per_s": words / train_s}
-    if source_words is not None:
-        rates |= {"source_words_per_s": source_words / train_s, "total_words_per_s": (words + source_words) / train_s}
+    waiting, loaded = (sum(getattr(loader, name) for loader in loaders) for name in ("wait_s", "source_words"))
+    if source_words is None:
+        source_words = round(words * loaded / max(sum(loader.words for loader in loaders) - loaded, 1))
+    rates = {
+        "train_s": train_s, "validating_s": validation.seconds, "target_words_per_s": words / train_s,
+        "source_words_per_s": source_words / train_s, "total_words_per_s": (words + source_words) / train_s,
+    }  # fmt: skip
     journal.record("end", words, rates | {"loader_wait_s": waiting, "padding_share": loaders[0].padding_share} | extra)
     for loader in loaders:
         loader.close()

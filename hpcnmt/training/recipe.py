@@ -44,6 +44,10 @@ class TrainingConfig:
         for name in ("max_target_words", "threads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"training.{name} is {getattr(self, name)}, expected at least 1")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"training.seed is {self.seed}, expected a number from 0 to 2**32 - 1")
+        if not 0.0 <= self.ema_alpha < 1.0:
+            raise ValueError(f"training.ema_alpha is {self.ema_alpha}, expected at least 0 (off) and less than 1")
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,8 @@ class ValidationConfig:
                 f"found validation.every_words={self.every_words}, beam={self.beam}, patience={self.patience}; "
                 "expected every_words and beam of at least 1 and patience of at least 0"
             )
+        if self.patience and not self.stop_on:
+            raise ValueError("validation.stop_on is empty, expected at least one metric with validation.patience above 0")
 
 
 @dataclass(frozen=True)

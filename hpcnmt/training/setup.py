@@ -12,7 +12,9 @@ import torch
 import hpcnmt
 from hpcnmt import ops
 from hpcnmt.data.batching import Batch, plan_epoch
-from hpcnmt.data.corpus import TokenCorpus, read_description
+from hpcnmt.data.corpus import SIDES, TokenCorpus, read_description
+from hpcnmt.data.textio import read_lines
+from hpcnmt.data.vocabulary import Vocabularies
 from hpcnmt.distributed.layout import Layout
 from hpcnmt.distributed.worker import BatchCounts
 from hpcnmt.models.build import build_model
@@ -90,8 +92,20 @@ def choose_device(recipe: Recipe, local_worker: int) -> torch.device:
     return device
 
 
+def check_corpus(data: Path) -> None:
+    """Checks that the prepared folder `data` is whole and of one vocabulary, before a run folder is made. Raises ValueError."""
+    digest = Vocabularies.read(data).digest
+    TokenCorpus(data, "train", digest)
+    sentences = len(TokenCorpus(data, "valid", digest))
+    for path in (data / f"valid.{side}.txt" for side in SIDES):
+        found = sum(1 for _ in read_lines(path))
+        if found != sentences:
+            raise ValueError(f"found {found} lines in {path}, expected {sentences}: the corpus is damaged, run hpcnmt prepare again")
+
+
 def check_sizes(recipe: Recipe, data: Path, workers: int, shards: int) -> Layout:
-    """Checks before any rank starts: slices, enough batches. Returns the layout; raises ValueError."""
+    """Checks before any rank starts: the corpus, slices, enough batches. Returns the layout; raises ValueError."""
+    check_corpus(data)
     with torch.device("meta"):
         model = build_model(_sized(recipe.model, data), 0)
     layout = Layout(sum(p.numel() for p in model.parameters()), workers, shards, recipe.training.ring_slots, recipe.training.wire)

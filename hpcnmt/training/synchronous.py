@@ -128,8 +128,7 @@ class _Progress:
     def end(self) -> None:
         """The last validation and the last record."""
         train_s = self.journal.seconds - self.validation.seconds
-        seconds = self.loop.activity.seconds
-        figures: dict[str, object] = {f"{name}_s": seconds[name] for name in ("compute", "wait", "pack", "step")}
-        figures |= {"wait_share": seconds["wait"] / train_s, "dropped_windows": self.loop.sum.dropped}
+        shares = self.loop.activity.shares(train_s)
+        figures: dict[str, object] = {"shares": shares, "dropped_windows": self.loop.sum.dropped}
         self._validate(final=True)
         end_run(self.journal, self.validation, self.loop.update.words, [self.loader], figures, self.loop.source_words)

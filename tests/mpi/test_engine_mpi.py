@@ -72,10 +72,11 @@ def test_no_replica_is_torn_and_a_planted_bug_is_caught() -> None:
     assert sum(line["torn"] for line in lines) > 0, output
 
 
-def test_an_exception_on_one_rank_ends_the_whole_job_with_its_traceback() -> None:
-    code, _, output = run_ranks(4, 3, 1, 1, 0, 200, 1)
+@pytest.mark.parametrize("rank", [1, 3])  # a worker, the shard
+def test_an_exception_on_one_rank_ends_the_whole_job_with_its_traceback(rank: int) -> None:
+    code, _, output = run_ranks(4, 3, 1, 1, 0, 200, rank)
     assert code != 0
-    assert "planted failure on rank 1" in output
+    assert f"planted failure on rank {rank}" in output and "Traceback" in output
 
 
 def test_a_world_of_the_wrong_size_is_refused() -> None:
