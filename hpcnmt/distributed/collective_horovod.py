@@ -51,8 +51,8 @@ class HorovodCollective:
             hvd.synchronize(handle)
         except RuntimeError as error:
             raise RuntimeError(
-                f"a sum over {self.size} ranks failed on rank {self.rank} ({error}) Is one dead? If one is only slow "
-                "(rank 0 validates while the others wait), raise deadlines.peer_s"
+                f"a sum over {self.size} ranks failed on rank {self.rank} ({error}): is one dead? "
+                "Raise deadlines.peer_s if one is only slow (rank 0 validates while the others wait)"
             ) from error
 
     def broadcast(self, tensor: Tensor) -> None:

