@@ -11,16 +11,19 @@ plain torch reference, and says so. Switches (environment variables):
 """
 
 import os
+import platform
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.errors import CCompilerError
 
 CSRC = Path("hpcnmt/ops/csrc")
 INSTRUCTION_SETS = {"avx2.cpp": ["-mavx2", "-mfma"], "avx512.cpp": ["-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl"]}
 CUDA_TARGETS = ["-gencode=arch=compute_80,code=sm_80", "-gencode=arch=compute_90,code=[sm_90,compute_90]"]
+OLDEST_TORCH = (2, 11)
 
 
 def say(text):
@@ -32,6 +35,8 @@ def find_torch():
     pythons = [sys.executable] + [str(Path(os.environ[v]) / "bin/python") for v in ("VIRTUAL_ENV", "CONDA_PREFIX") if v in os.environ]
     script = "import importlib.util as u; s = u.find_spec('torch'); print(s.submodule_search_locations[0] if s else '')"
     for python in pythons:  # -I: without the search path by which pip hides the environment
+        if shutil.which(python) is None:
+            continue
         found = subprocess.run([python, "-I", "-c", script], capture_output=True, text=True, check=False).stdout.strip()
         if found:
             sys.path.append(str(Path(found).parent))
@@ -44,82 +49,132 @@ def find_torch():
         return None
 
 
-def wants_cuda(torch):
-    """Whether to compile the CUDA kernels; raises SystemExit when they are demanded and cannot be."""
+def torch_requirement(torch):
+    """An installed torch is never replaced, whatever its version: pip is told of a version only where there is none."""
+    oldest = ".".join(map(str, OLDEST_TORCH))
+    if torch is None:
+        return f"torch>={oldest}"
+    if tuple(int(part) for part in torch.__version__.split(".")[:2]) < OLDEST_TORCH:
+        say(f"found torch {torch.__version__}, which hpcnmt leaves as it is but was never tested with: expected at least {oldest}")
+    return "torch"
+
+
+def cuda_switch():
     switch = os.environ.get("HPCNMT_CUDA", "auto")
     if switch not in ("auto", "0", "1"):
         raise SystemExit(f"found HPCNMT_CUDA={switch}, expected auto, 0 or 1")
-    nvcc = shutil.which("nvcc") or str(Path(os.environ.get("CUDA_HOME", "/usr/local/cuda")) / "bin/nvcc")
+    return switch
+
+
+def wants_cuda(torch):
+    """Whether to compile the CUDA kernels; raises SystemExit when they are demanded and cannot be."""
+    from torch.utils.cpp_extension import CUDA_HOME
+
+    if cuda_switch() == "0":
+        return False
+    nvcc = Path(CUDA_HOME or "/usr/local/cuda") / "bin" / "nvcc"
     reason = ""
     if torch.version.cuda is None:
         reason = f"torch {torch.__version__} is a CPU build"
-    elif not Path(nvcc).exists():
-        reason = "found no nvcc: put it on PATH or set CUDA_HOME"
+    elif not nvcc.exists():
+        reason = f"found no {nvcc}: put nvcc on PATH or set CUDA_HOME"
     else:
         text = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=False).stdout
         if f"release {torch.version.cuda.split('.')[0]}." not in text:
             reason = f"nvcc is of another CUDA than torch's {torch.version.cuda}"
-    if reason and switch == "1":
+    if reason and cuda_switch() == "1":
         raise SystemExit(f"HPCNMT_CUDA=1, but {reason}")
     if reason:
         say(f"no CUDA kernels: {reason}")
-    return switch != "0" and not reason
+    return not reason
 
 
-def kernels():
-    """The extension and the class that builds it; two empty collections where it cannot be built."""
-    compiler = os.environ.get("CXX", "c++").split()[0]
-    if shutil.which(compiler) is None:
-        say(f"NO KERNELS ARE BUILT: found no compiler {compiler}. Training runs on the slow torch reference; install g++ and reinstall")
-        return [], {}
-    torch = find_torch()
-    if torch is None:
-        say("NO KERNELS ARE BUILT: found no torch in this environment. Install torch first, then hpcnmt again")
-        return [], {}
-    from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension
+def new_extension(torch, cuda):
+    """The compiled library, with or without the CUDA kernels."""
+    from torch.utils.cpp_extension import CppExtension, CUDAExtension
 
-    cuda = wants_cuda(torch)
     debug, sanitize = (os.environ.get(name) == "1" for name in ("HPCNMT_DEBUG", "HPCNMT_SANITIZE"))
     flags = ["-std=c++20", "-fopenmp", "-fvisibility=hidden", "-Wno-psabi", "-Wno-maybe-uninitialized"]
     flags += [f'-DHPCNMT_TORCH_VERSION="{torch.__version__}"']
     flags += ["-O0", "-g"] if debug else ["-O1", "-g1"] if sanitize else ["-O3", "-g1"]
+    nvcc_flags = ["-std=c++20", *(["-O0", "-g", "-G"] if debug else ["-O3", "-lineinfo"]), *CUDA_TARGETS]
     checked = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"] if sanitize else []
-    sources = sorted(CSRC.glob("cpu/*.cpp")) + (sorted(CSRC.glob("cuda/*.c*")) if cuda else [])
-    nvcc_flags = ["-O3", "-std=c++20", *CUDA_TARGETS]
-    extension = (CUDAExtension if cuda else CppExtension)(
+    sources = sorted(CSRC.glob("cpu/*.cpp")) + (sorted([*CSRC.glob("cuda/*.cpp"), *CSRC.glob("cuda/*.cu")]) if cuda else [])
+    return (CUDAExtension if cuda else CppExtension)(
         "hpcnmt.ops._kernels",
         [str(source) for source in sources],
         depends=[str(header) for header in [*CSRC.rglob("*.h"), *CSRC.rglob("*.inc"), *CSRC.rglob("*.cuh")]],
         extra_compile_args={"cxx": flags + checked, "nvcc": nvcc_flags} if cuda else flags + checked,
         extra_link_args=["-fopenmp", *checked],
-        optional=os.environ.get("HPCNMT_CUDA") != "1",
+        optional=cuda_switch() != "1",
     )
 
+
+def leave_out_cuda(torch, extension, error):
+    """Turns `extension` into one of CPU kernels alone; raises `error` where CUDA was demanded or is not what failed."""
+    if not extension.optional or not any(source.endswith(".cu") for source in extension.sources):
+        raise error
+    say(f"NO CUDA KERNELS, only those for CPUs: {error}")
+    plain = new_extension(torch, cuda=False)
+    for name in ("sources", "extra_compile_args", "include_dirs", "libraries", "library_dirs"):
+        setattr(extension, name, getattr(plain, name))
+
+
+def kernels(torch):
+    """The extension and the class that builds it; two empty collections where it cannot be built."""
+    compiler = os.environ.get("CXX", "c++").split()[0]
+    reason = ""
+    if shutil.which(compiler) is None:
+        reason = f"found no compiler {compiler}; install g++ and reinstall"
+    elif torch is None:
+        reason = "found no torch in this environment; install torch first, then hpcnmt again"
+    if reason and cuda_switch() == "1":
+        raise SystemExit(f"HPCNMT_CUDA=1, but {reason}")
+    if reason:
+        say(f"NO KERNELS ARE BUILT: {reason}. Training runs on the slow torch reference")
+        return [], {}
+    from torch.utils.cpp_extension import BuildExtension
+
+    cuda = wants_cuda(torch)
+
     class BuildKernels(BuildExtension):
-        """Each instruction set in files of its own, chosen at run time."""
+        """Each instruction set in files of its own, chosen at run time; CPU kernels alone where the CUDA kernels do not compile."""
 
         def __init__(self, *arguments, **options):
             super().__init__(*arguments, **{**options, "use_ninja": False, "no_python_abi_suffix": False})
 
         def build_extensions(self):
-            compile_one = self.compiler._compile
+            compile_one, (extension,) = self.compiler._compile, self.extensions
 
             def with_instructions(obj, source, ext, cc_args, postargs, pp_opts):
-                more = INSTRUCTION_SETS.get(Path(source).name, [])
+                more = INSTRUCTION_SETS.get(Path(source).name, []) if platform.machine() in ("x86_64", "AMD64") else []
                 compile_one(obj, source, ext, cc_args, [*postargs, *more], pp_opts)
 
             self.compiler._compile = with_instructions
-            super().build_extensions()
+            try:
+                super().build_extensions()
+            except RuntimeError as error:  # torch finds that nvcc, compiler and itself do not go together
+                leave_out_cuda(torch, extension, error)
+                super().build_extensions()
 
         def build_extension(self, ext):
-            super().build_extension(ext)
-            if not Path(self.get_ext_fullpath(ext.name)).exists():
-                say("NO KERNELS WERE BUILT (see the compiler's messages above): training will run on the slower torch reference")
+            try:
+                super().build_extension(ext)
+            except CCompilerError as error:
+                if not ext.optional:
+                    raise
+                try:
+                    leave_out_cuda(torch, ext, error)
+                    super().build_extension(ext)
+                except CCompilerError:
+                    say("NO KERNELS WERE BUILT (see the compiler's messages above): training will run on the slow torch reference")
+                    raise
 
-    return [extension], {"build_ext": BuildKernels}
+    return [new_extension(torch, cuda)], {"build_ext": BuildKernels}
 
 
-extensions, commands = kernels()
+torch = find_torch()
+extensions, commands = kernels(torch)
 setup(
     name="hpcnmt",
     version="0.1.0",
@@ -131,7 +186,7 @@ setup(
     entry_points={"console_scripts": ["hpcnmt = hpcnmt.cli:main"]},
     python_requires=">=3.11",
     install_requires=[
-        "torch>=2.11", "numpy", "mpi4py>=4.1", "sentencepiece", "sacrebleu", "safetensors", "PyYAML", "rich", "tensorboard",
+        torch_requirement(torch), "numpy", "mpi4py>=4.1", "sentencepiece", "sacrebleu", "safetensors", "PyYAML", "rich", "tensorboard",
         "matplotlib",
     ],  # fmt: skip
     extras_require={

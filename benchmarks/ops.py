@@ -145,6 +145,8 @@ def measure(size: int, rounds: int, device: str, loops: ctypes.CDLL | None) -> d
         result[group] = {"gb_per_s": gb, "hpcnmt_faster_by": ratios}
         speeds = "  ".join(f"{name} {speed:.1f}" for name, speed in gb.items())
         print(f"{size:>12,} {group:11}{speeds}", {name: round(ratio, 2) for name, ratio in ratios.items()}, flush=True)
+    for group in ("local", "shard", "shard_bf16"):  # on a GPU the yardstick; on a CPU the copy loop of the same streams is
+        result[group]["share_of_copy"] = result[group]["gb_per_s"]["hpcnmt"] / result["copy"]["gb_per_s"]["torch"]
     return result
 
 

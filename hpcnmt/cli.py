@@ -1,16 +1,24 @@
 """The console command `hpcnmt`: its arguments, and one small function for each command.
 
-User errors (ValueError) end with one line and exit code 2. On an MPI rank any error ends the whole job: a ValueError with one line,
-anything else with its traceback. Heavy imports stay inside the commands, so that --help is quick.
+User errors (ValueError, and OSError: a folder that is not writable, a full disk) end with one line and exit code 2. On an MPI rank any
+error ends the whole job: a user error with one line, anything else with its traceback. Heavy imports stay inside the commands, so
+that --help is quick.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
+import os
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from hpcnmt.training.recipe import Recipe
 
 EXAMPLES = """examples:
   hpcnmt sample-corpus --out text
@@ -20,7 +28,17 @@ EXAMPLES = """examples:
   hpcnmt translate --run run1 < text/test.src > test.hyp
   hpcnmt evaluate --run run1 --src text/test.src --ref text/test.trg
 """
+REPORT = """One HTML page that needs no network, with tables and pictures of everything in the results files, and the pictures as PNGs.
+Files of a run cut short give a page of what they hold; a page of the same name is replaced.
+
+example:
+  hpcnmt report benchmarks/results/throughput.json benchmarks/results/quality.json --out report.html
+"""
 USER_ERROR = 2
+RANK_ZERO_FIRST_S = 1.0
+"""Seconds the other ranks leave to rank 0, so that an error which all of them find is told once."""
+TO_BE_HEARD_S = 0.5
+"""Between the message and the end of the job: a launcher that kills its ranks at once can lose what it has not yet passed on."""
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -30,17 +48,18 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _data_commands(commands)
-    train = commands.add_parser("train", help="train; starts local ranks itself, or takes its place under mpiexec / srun")
+    train = commands.add_parser("train", help="train; starts local ranks itself, or takes its place under mpiexec / srun / torchrun")
     train.add_argument("recipe", help="name of a shipped recipe, or a YAML file")
     train.add_argument("--data", type=Path, required=True, help="folder of hpcnmt prepare")
     train.add_argument("--run", type=Path, required=True, help="new folder for this run")
     train.add_argument("--workers", type=int, help="default 2; not in mode plain")
-    train.add_argument("--shards", type=int, help="default 1; not in mode plain")
+    train.add_argument("--shards", type=int, help="default 1; not in modes plain and sync")
     train.add_argument("--set", action="append", default=[], metavar="SECTION.OPTION=VALUE", help="change an option of the recipe")
     train.add_argument("--trace", action="store_true", help="write what every rank does when to RUN/trace (training.trace=true)")
     _inference_commands(commands)
     _run_commands(commands)
     commands.add_parser("bench", help="measure: throughput, comm, time-to-bleu, quality, soak", add_help=False)
+    _report_command(commands)
     doctor = commands.add_parser("doctor", help="check MPI, launcher, devices and versions; says what to fix")
     doctor.add_argument("--json", action="store_true")
     return parser
@@ -89,6 +108,16 @@ def _inference_commands(commands: argparse._SubParsersAction[argparse.ArgumentPa
     evaluate.add_argument("--json", action="store_true")
 
 
+def _report_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    report = commands.add_parser(
+        "report", help="results of hpcnmt bench as an HTML page and PNGs",
+        description=REPORT, formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    report.add_argument("results", type=Path, nargs="+", metavar="RESULTS.json", help="files of hpcnmt bench, of any kind")
+    report.add_argument("--out", type=Path, required=True, help="the page")
+    report.add_argument("--png", type=Path, metavar="DIR", help="folder of the PNGs (default: that of the page)")
+
+
 def _sample_corpus(arguments: argparse.Namespace) -> int:
     from hpcnmt.data.sample import write_sample_corpus
 
@@ -107,26 +136,30 @@ def _prepare(arguments: argparse.Namespace) -> int:
 
 def _train(arguments: argparse.Namespace) -> int:
     from hpcnmt.config import load_recipe, override
-    from hpcnmt.training.launch import is_launched, start_ranks
+    from hpcnmt.training.launch import is_launched
     from hpcnmt.training.recipe import build_recipe
     from hpcnmt.training.run_folder import refuse_existing
 
     recipe = build_recipe(override(load_recipe(arguments.recipe), arguments.set + ["training.trace=true"] * arguments.trace))
     mode = recipe.training.mode
-    if mode == "plain" and (arguments.workers or arguments.shards):
+    if mode == "plain" and not (arguments.workers is None and arguments.shards is None):
         raise ValueError("--workers and --shards have no effect with training.mode=plain: remove them")
-    workers = 2 if arguments.workers is None else arguments.workers
-    shards = 1 if arguments.shards is None else arguments.shards
-    if mode == "async" and is_launched():
-        return _train_rank(lambda run_rank: run_rank(recipe, arguments.data, arguments.run, workers, shards))
+    if mode == "sync" and arguments.shards is not None:
+        raise ValueError("--shards has no effect with training.mode=sync, whose workers all hold the parameters: remove it")
+    workers = 1 if mode == "plain" else 2 if arguments.workers is None else arguments.workers
+    shards = 0 if mode == "sync" else 1 if arguments.shards is None else arguments.shards
+    if mode in ("async", "sync") and is_launched(mode):
+        return _train_rank(recipe, arguments.data, arguments.run, workers, shards)
     refuse_existing(arguments.run)
-    if mode == "async":
-        from hpcnmt.training.setup import check_sizes
-
-        check_sizes(recipe, arguments.data, workers, shards)
-        return start_ranks(sys.argv[1:], workers + shards, recipe.training.threads)
+    if mode in ("async", "sync"):
+        return _start_ranks(recipe, arguments.data, workers, shards)
+    from hpcnmt.doctor import launched_size
     from hpcnmt.training.local import train_plain, train_virtual
+    from hpcnmt.training.setup import check_sizes
 
+    check_sizes(recipe, arguments.data, workers, max(shards, 1))
+    if launched := launched_size(os.environ):
+        raise ValueError(f"training.mode={mode} is one process, but the launcher started {launched}: start it without mpiexec or srun")
     if mode == "plain":
         train_plain(recipe, arguments.data, arguments.run)
     else:
@@ -134,21 +167,42 @@ def _train(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _train_rank(start: Callable[[Callable[..., None]], None]) -> int:
+def _start_ranks(recipe: Recipe, data: Path, workers: int, shards: int) -> int:
+    """Starts this very command on local ranks, after the checks that need none."""
+    from hpcnmt.training.launch import start_ranks
+    from hpcnmt.training.setup import check_sizes
+
+    if recipe.training.mode == "sync":
+        from hpcnmt.distributed.collective import check_backend
+
+        check_backend(recipe.sync.backend)
+    check_sizes(recipe, data, workers, max(shards, 1))
+    return start_ranks(sys.argv[1:], workers + shards, recipe.training.threads)
+
+
+def _train_rank(recipe: Recipe, data: Path, run: Path, workers: int, shards: int) -> int:
     """One rank: any error ends the whole job, because the others would wait for this rank until their deadlines."""
-    from mpi4py import MPI
+    from hpcnmt.training.launch import abort, is_first
 
     try:
-        from hpcnmt.training.asynchronous import run_rank
+        if recipe.training.mode == "sync":
+            from hpcnmt.training import synchronous
 
-        start(run_rank)
+            synchronous.run_rank(recipe, data, run, workers)
+        else:
+            from hpcnmt.training import asynchronous
+
+            asynchronous.run_rank(recipe, data, run, workers, shards)
     except BaseException as error:
-        if isinstance(error, ValueError):
-            sys.stderr.write(f"hpcnmt: {error}\n")
+        by_user = isinstance(error, (ValueError, OSError))
+        if by_user:
+            time.sleep(0.0 if is_first(recipe.training.mode) else RANK_ZERO_FIRST_S)
+            sys.stderr.write(f"hpcnmt: {_one_line(error)}\n")
         else:
             traceback.print_exc()
         sys.stderr.flush()
-        MPI.COMM_WORLD.Abort(USER_ERROR if isinstance(error, ValueError) else 1)
+        time.sleep(TO_BE_HEARD_S)
+        return abort(recipe.training.mode, USER_ERROR if by_user else 1)
     return 0
 
 
@@ -156,6 +210,10 @@ def _translate(arguments: argparse.Namespace) -> int:
     from hpcnmt.inference.beam import BeamConfig
     from hpcnmt.inference.commands import translate
 
+    if sys.stdin is None or sys.stdout is None:
+        raise ValueError("standard input or output is closed: hpcnmt translate --run RUN < SOURCE > TRANSLATION")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8")  # what comes in is UTF-8 too, whatever the locale
     beam = BeamConfig(arguments.beam, arguments.length_penalty, n_best=arguments.n_best)
     translate(arguments.run, sys.stdin.buffer, sys.stdout, beam, arguments.batch_sentences)
     return 0
@@ -206,6 +264,14 @@ def _trace(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _report(arguments: argparse.Namespace) -> int:
+    from hpcnmt.bench.report import write_report
+
+    for path in write_report(arguments.results, arguments.out, arguments.png):
+        print(f"wrote {path}")
+    return 0
+
+
 def _doctor(arguments: argparse.Namespace) -> int:
     from hpcnmt.doctor import run_doctor
 
@@ -214,8 +280,15 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "sample-corpus": _sample_corpus, "prepare": _prepare, "train": _train, "translate": _translate,
-    "score": _score, "evaluate": _evaluate, "summary": _summary, "status": _status, "trace": _trace, "doctor": _doctor,
+    "score": _score, "evaluate": _evaluate, "summary": _summary, "status": _status, "trace": _trace, "report": _report,
+    "doctor": _doctor,
 }  # fmt: skip
+
+
+def _one_line(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"cannot use {error.filename}: {error.strerror}"
+    return " ".join(str(error).split())
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -228,12 +301,12 @@ def main(argv: list[str] | None = None) -> int:
             return bench(words[1:])
         arguments = _parser().parse_args(words)
         return COMMANDS[arguments.command](arguments)
-    except ValueError as error:
-        sys.stderr.write(f"hpcnmt: {error}\n")
-        return USER_ERROR
     except BrokenPipeError:  # the reader of our output has left, as with `| head`
         sys.stderr.close()
         return 0
+    except (ValueError, OSError) as error:
+        sys.stderr.write(f"hpcnmt: {_one_line(error)}\n")
+        return USER_ERROR
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import typing
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -46,9 +47,12 @@ def _value(expected: Any, value: Any, path: str) -> Any:
         raise ValueError(f"found {value!r} for {path}, expected one of {', '.join(map(repr, choices))}")
     if expected is float and not isinstance(value, bool):
         try:
-            return float(value)  # YAML reads 1e-3 as text
-        except (TypeError, ValueError):
-            pass
+            number = float(value)  # YAML reads 1e-3 as text
+        except (TypeError, ValueError, OverflowError):
+            number = math.nan
+        if math.isfinite(number):
+            return number
+        raise ValueError(f"found {value!r} for {path}, expected a finite number")
     elif type(value) is expected:
         return value
     raise ValueError(f"found {value!r} for {path}, expected a value of type {getattr(expected, '__name__', expected)}")
@@ -82,5 +86,8 @@ def override(mapping: Mapping, settings: list[str]) -> Mapping:
             place = place.setdefault(section, {})
             if not isinstance(place, dict):
                 raise ValueError(f"found --set {setting!r}, but {section} is not a section")
-        place[last] = yaml.safe_load(text)
+        try:
+            place[last] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ValueError(f"found --set {setting!r}, whose value is not valid YAML: {error}") from error
     return result

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import signal
+import sys
 from collections.abc import Sequence
 
 KINDS = {
@@ -42,5 +44,6 @@ def bench(arguments: Sequence[str]) -> int:
     parser.add_argument("kind", choices=KINDS, metavar="KIND")
     kind = parser.parse_args(arguments[:1]).kind
     parsed = bench_parser(kind).parse_args(arguments[1:])
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # as Ctrl-C: what was started is ended on the way out
     result: int = parsed.run(parsed)
     return result

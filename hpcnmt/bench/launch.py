@@ -1,4 +1,4 @@
-"""Starting the ranks of a measurement: on this host, or through any command that starts ranks (a virtual cluster, srun).
+"""Starting the ranks of a measurement: on this host, or through any command that starts ranks (a virtual cluster, srun); ending them.
 
 A launcher is a command to which `RANKS PROGRAM ...` is appended, for example `benchmarks/virtual_cluster.sh run`. Every start has a
 deadline and ends its own process group only. Used by the modules of hpcnmt.bench that run programs on several ranks.
@@ -6,16 +6,30 @@ deadline and ends its own process group only. Used by the modules of hpcnmt.benc
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import hpcnmt
 from hpcnmt.training.launch import local_launcher
+
+ENDING_S = 10.0
+"""Time that a program gets to end by itself when it is asked to."""
+
+
+def program_environment(python: str = sys.executable) -> dict[str, str]:
+    """The environment of a program of this package: it finds the package and the installation of `python`, its mpiexec too."""
+    source = str(Path(hpcnmt.__file__).parents[1])
+    search = os.pathsep.join(filter(None, [source, os.environ.get("PYTHONPATH", "")]))
+    path = os.pathsep.join([str(Path(python).parent), os.environ.get("PATH", "")])
+    return os.environ | {"PYTHONPATH": search, "PATH": path}
 
 
 def launch(
@@ -33,17 +47,14 @@ def launch(
     else:
         command, variables = local_launcher(ranks, 1, python)
     command = [*command, python, "-m", *program]
-    source = str(Path(hpcnmt.__file__).parents[1])
-    search = os.pathsep.join(filter(None, [source, os.environ.get("PYTHONPATH", "")]))
-    path = os.pathsep.join([str(Path(python).parent), os.environ.get("PATH", "")])
     process = subprocess.Popen(
-        command, env=os.environ | variables | {"PYTHONPATH": search, "PATH": path} | dict(environment or {}), text=True,
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+        command, env=program_environment(python) | variables | dict(environment or {}), text=True, stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
     )  # fmt: skip
     try:
         output, _ = process.communicate(timeout=deadline_s)
     except BaseException as error:
-        os.killpg(process.pid, signal.SIGKILL)
+        end_groups([process])
         output, _ = process.communicate()
         if not isinstance(error, subprocess.TimeoutExpired):
             raise
@@ -51,6 +62,20 @@ def launch(
     if process.returncode:
         raise RuntimeError(f"{' '.join(command)} ended with exit code {process.returncode}:\n{_tail(output)}")
     return output
+
+
+def end_groups(processes: Sequence[subprocess.Popen[Any]]) -> None:
+    """Ends the process groups that `processes` lead: asks first, so that launchers can end their ranks, then kills what is left."""
+    for process in processes:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+    limit = time.monotonic() + ENDING_S
+    for process in processes:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(max(limit - time.monotonic(), 0.0))
+        with contextlib.suppress(ProcessLookupError):  # also what the leader of the group has left behind
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def _tail(output: str) -> str:

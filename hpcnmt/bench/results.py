@@ -14,6 +14,7 @@ import os
 import platform
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ def machine() -> Figures:
     return {
         "processor": model, "cores": os.cpu_count(), "gpus": [torch.cuda.get_device_name(index) for index in range(count)],
         "hpcnmt": hpcnmt.__version__, "torch": str(torch.__version__), "python": platform.python_version(),
-        "commit": commit.stdout.strip(), "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "commit": commit.stdout.strip(), "date": time.strftime("%Y-%m-%d"), "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
     }  # fmt: skip
 
 

@@ -9,9 +9,9 @@ ends of windows into a rate. Used by the rank programs of hpcnmt.bench.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from hpcnmt.distributed.synchronous import LastBatch
 from hpcnmt.distributed.worker import BatchCounts
 
 BACKWARD_SHARE = 2 / 3
@@ -27,17 +27,19 @@ class SimulatedCompute:
     parameters: int
     pieces: int = 8
 
-    def __call__(self, ready: Callable[[int, int], None] | None = None) -> BatchCounts:
-        """One batch; tells `ready` (begin, end) of each piece of the gradient as the backward pass would."""
+    def __call__(self, last: LastBatch | None = None) -> BatchCounts:
+        """One batch; tells `last`, if given, what a forward and a backward pass would tell."""
         begin = time.perf_counter()
-        if ready is not None:
+        counts = BatchCounts(self.batch_words, self.batch_words, max(1, self.batch_words // 25), float(self.batch_words))
+        if last is not None:
+            _sleep_until(begin + self.batch_s * (1 - BACKWARD_SHARE))
+            last.counted(counts)
             width = -(-self.parameters // self.pieces)
             for piece in reversed(range(self.pieces)):
-                done = 1 - BACKWARD_SHARE * piece / self.pieces
-                _sleep_until(begin + self.batch_s * done)
-                ready(piece * width, min((piece + 1) * width, self.parameters))
+                _sleep_until(begin + self.batch_s * (1 - BACKWARD_SHARE * piece / self.pieces))
+                last.ready(piece * width, min((piece + 1) * width, self.parameters))
         _sleep_until(begin + self.batch_s)
-        return BatchCounts(self.batch_words, self.batch_words, max(1, self.batch_words // 25), float(self.batch_words))
+        return counts
 
 
 def _sleep_until(moment: float) -> None:

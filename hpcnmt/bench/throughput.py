@@ -49,6 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--baseline", action="append", metavar="BACKEND[-LABEL][=PYTHON]",
         help="synchronous backend: torch, or horovod, with the Python of another environment; repeatable; the best counts",
     )  # fmt: skip
+    parser.add_argument("--trace", type=Path, metavar="DIR", help="write what every rank does to DIR/POINT (hpcnmt trace --run DIR/POINT)")
     parser.add_argument("--compute", choices=["simulated", "real"], default="simulated")
     parser.add_argument("--batch-s", default="0.2", help="simulated seconds of a batch, comma-separated (default 0.2)")
     parser.add_argument("--batch-words", type=int, default=2000, help="simulated target words of a batch")
@@ -131,6 +132,8 @@ def measure(variant: Variant, arguments: argparse.Namespace) -> Figures:
     point = variant.point
     ranks = point.workers + point.shards
     deadline_s = 120 + 3 * (WARMUP_S + point.seconds + 4 * point.delay * point.batch_s * point.straggler)
+    if arguments.trace:
+        point = replace(point, trace=str((arguments.trace / variant.key.replace(" ", "-")).absolute()))
     program = ["hpcnmt.bench.throughput_program", argument(point)]
     output = launch(program, ranks, arguments.launcher, deadline_s, python=variant.python)
     lines = [json.loads(line) for line in output.splitlines() if line.startswith("{")]

@@ -10,6 +10,7 @@ import json
 import sys
 import time
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -19,6 +20,7 @@ from hpcnmt.distributed.activity import Activity
 from hpcnmt.distributed.deadlines import DeadlineConfig
 from hpcnmt.distributed.worker import WorkerConfig
 from hpcnmt.optim.update import UpdateConfig
+from hpcnmt.training.trace import write_trace
 
 WARMUP_S = 2.0
 Mode = Literal["async", "sync", "off"]
@@ -43,11 +45,24 @@ class Point:
     backend: str = ""
     """Mode sync: torch or horovod."""
     bucket_bytes: int = 8 << 20
+    trace: str = ""
+    """Folder for the spans of every rank, as `hpcnmt trace --run FOLDER` reads them; empty: none."""
 
     def compute(self, worker: int) -> SimulatedCompute:
         """The batches of `worker`."""
         pieces = max(1, 4 * self.parameters // self.bucket_bytes)
         return SimulatedCompute(self.batch_s * (self.straggler if worker == 0 else 1.0), self.batch_words, self.parameters, pieces)
+
+    def activity(self, role: str, index: int) -> Activity:
+        """What a rank notes its activities in."""
+        return Activity(role, index, trace=bool(self.trace))
+
+    def write_trace(self, activity: Activity, rank: int) -> None:
+        """Writes the spans of a rank where they are wanted."""
+        if self.trace:
+            folder = Path(self.trace) / "trace"
+            folder.mkdir(parents=True, exist_ok=True)
+            write_trace(folder / f"{activity.role}-{activity.index}.json", activity, rank)
 
 
 class Measurement:
@@ -90,6 +105,8 @@ def _print(**fields: Any) -> None:
 
 def run_async(point: Point) -> None:
     """Workers and shards on real windows."""
+    from mpi4py import MPI
+
     from hpcnmt.distributed.exchange import Exchange
     from hpcnmt.distributed.layout import Layout
     from hpcnmt.distributed.mpi import MpiWindows, check_memory, check_world, ranks_of_this_host
@@ -100,8 +117,10 @@ def run_async(point: Point) -> None:
     layout = Layout(point.parameters, point.workers, point.shards, wire=point.wire)
     neighbours = ranks_of_this_host()
     check_memory(layout, neighbours)
-    windows = MpiWindows(layout, DeadlineConfig())
-    rank = windows.comm.rank
+    rank = MPI.COMM_WORLD.rank
+    role, index = ("worker", rank) if rank < point.workers else ("shard", rank - point.workers)
+    activity = point.activity(role, index)
+    windows = MpiWindows(layout, DeadlineConfig(), activity)
     if rank >= point.workers:
         shard = windows.serve(ShardConfig(UpdateConfig()))
         _print(
@@ -109,6 +128,7 @@ def run_async(point: Point) -> None:
         )
     else:
         exchange = Exchange(windows, rank, windows.deadlines)
+        exchange.activity = activity
         replica, gradient = torch.zeros(point.parameters), torch.zeros(point.parameters)
         config = WorkerConfig(point.delay, point.overlap)
         loop = WorkerLoop(exchange, config, replica, gradient, point.compute(rank))
@@ -122,6 +142,7 @@ def run_async(point: Point) -> None:
         loop.close()
         measured.report(alone=len(neighbours) == 1, rejected_pulls=exchange.rejected_pulls)
     windows.free()
+    point.write_trace(activity, rank)
 
 
 def run_off(point: Point) -> None:
@@ -129,7 +150,7 @@ def run_off(point: Point) -> None:
     from mpi4py import MPI
 
     worker = MPI.COMM_WORLD.rank
-    compute, activity = point.compute(worker), Activity()
+    compute, activity = point.compute(worker), point.activity("worker", worker)
     measured = Measurement(point, worker, activity)
     going = True
     while going:
@@ -138,6 +159,7 @@ def run_off(point: Point) -> None:
                 compute()
         going = measured.goes_on()
     measured.report(alone=False)
+    point.write_trace(activity, worker)
 
 
 def main() -> None:

@@ -47,10 +47,10 @@ def _speedup(points: list[Figures]) -> list[Figures]:
     curves: dict[tuple[Any, ...], dict[int, float]] = {}
     for figures in points:
         if figures["settings"]["straggler"] == 1:
-            key = _same(figures, "mode", "backend", "delay", "wire", "overlap", "batch_s")
+            key = _same(figures, "mode", "backend", "delay", "wire", "overlap", "batch_s", "network")
             curves.setdefault(key, {})[figures["settings"]["workers"]] = figures["target_words_per_s"]
     rows = []
-    for (mode, backend, delay, wire, overlap, batch_s), rates in curves.items():
+    for (mode, backend, delay, wire, overlap, batch_s, network), rates in curves.items():
         if 1 not in rates or len(rates) < 2:
             continue
         parts = [mode, backend, f"tau {delay}"] + ([wire, f"overlap {overlap}"] if mode == "async" else [])
@@ -58,7 +58,14 @@ def _speedup(points: list[Figures]) -> list[Figures]:
         workers = sorted(rates)
         speedup = [rates[n] / rates[1] for n in workers]
         rows.append(
-            {"label": label, "workers": workers, "speedup": speedup, "efficiency": [s / n for s, n in zip(speedup, workers, strict=True)]}
+            {
+                "label": label,
+                "network": network,
+                "batch_s": batch_s,
+                "workers": workers,
+                "speedup": speedup,
+                "efficiency": [s / n for s, n in zip(speedup, workers, strict=True)],
+            }  # fmt: skip
         )
     return rows
 
@@ -84,7 +91,7 @@ def _async_to_sync(points: list[Figures]) -> list[Figures]:
         if fp32 is None or sync is None:
             continue
         settings = fp32["settings"]
-        row = {name: settings[name] for name in ("workers", "shards", "delay", "batch_s", "straggler", "overlap")}
+        row = {name: settings[name] for name in ("workers", "shards", "delay", "batch_s", "straggler", "overlap", "network")}
         row |= {
             "async_words_per_s": fp32["target_words_per_s"], "sync_words_per_s": sync["target_words_per_s"],
             "sync_backend": sync["settings"]["backend"], "measured": fp32["target_words_per_s"] / sync["target_words_per_s"],
@@ -105,13 +112,15 @@ def _straggler(points: list[Figures]) -> list[Figures]:
         factor, workers = row["straggler"], row["workers"]
         if factor > 1:
             bound = factor * (workers - 1 + 1 / factor) / workers
-            rows.append({"workers": workers, "delay": row["delay"], "batch_s": row["batch_s"], "factor": factor,
-                         "measured": row["measured"], "bound": bound, "share_of_bound": row["measured"] / bound})  # fmt: skip
+            place = {name: row[name] for name in ("workers", "delay", "batch_s", "network")}
+            shares = {"measured": row["measured"], "bound": bound, "share_of_bound": row["measured"] / bound}
+            rows.append(place | {"factor": factor} | shares)
     return rows
 
 
 def _check(what: str, measured: float, target: float, at_most: bool = False) -> Figures:
-    return {"what": what, "measured": measured, "target": target, "met": measured <= target if at_most else measured >= target}
+    bound, met = ("at most", measured <= target) if at_most else ("at least", measured >= target)
+    return {"what": f"{what}, {bound}", "measured": measured, "target": target, "met": met}
 
 
 def _checks(points: list[Figures], summary: Figures) -> list[Figures]:

@@ -1,4 +1,5 @@
-"""The loader: a worker's endless stream of batches, rank-disjoint, exactly resumable, prefetched by a thread (no fork after MPI starts).
+"""The loader: a worker's stream of batches, endless or of so many epochs, rank-disjoint, exactly resumable, prefetched by a thread (no fork
+after MPI starts).
 
 Every epoch is planned from (seed, epoch) alone and its batches are dealt round-robin: batch i goes to rank i % world. `state()` is the
 position after the last batch handed out, whatever the prefetch has read ahead.
@@ -26,15 +27,21 @@ class LoaderConfig:
     """Target words (EOS counted) of one batch of one worker."""
     seed: int = 1
     prefetch_batches: int = 4
+    max_epochs: int = 0
+    """Epochs after which a worker has no data left; 0 = endless."""
 
     def __post_init__(self) -> None:
         for name in ("batch_words", "prefetch_batches"):
             if getattr(self, name) < 1:
                 raise ValueError(f"loader.{name} is {getattr(self, name)}, expected at least 1")
+        if self.max_epochs < 0:
+            raise ValueError(f"loader.max_epochs is {self.max_epochs}, expected 0 (endless) or a positive number")
+        if self.seed < 0:
+            raise ValueError(f"loader.seed is {self.seed}, expected at least 0")
 
 
 State = dict[str, int | str]
-_Item = tuple[int, int, Batch] | BaseException
+_Item = tuple[int, int, Batch] | BaseException | None
 
 
 class Loader:
@@ -54,8 +61,9 @@ class Loader:
                     raise ValueError(f"{found}: resume with the data and sizes of the run")
             self.epoch, self._next_index = int(state["epoch"]), int(state["next_index"])
         self.wait_s = 0.0
-        self.words = self.padded_words = 0
+        self.words = self.source_words = self.padded_words = 0
         self._queue: queue.Queue[_Item] = queue.Queue(config.prefetch_batches)
+        self._ended = False
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._produce, args=(self.epoch, self._next_index), name="loader", daemon=True)
         self._thread.start()
@@ -69,22 +77,28 @@ class Loader:
         """Share of padding in the target and source positions handed out so far."""
         return 1.0 - self.words / self.padded_words if self.padded_words else 0.0
 
-    def next_batch(self) -> Batch:
-        """The next batch; raises what the prefetch thread raised."""
+    def next_batch(self) -> Batch | None:
+        """The next batch, None after the last epoch; raises what the prefetch thread raised."""
+        if self._ended:
+            return None
         begin = time.perf_counter()
         item = self._queue.get()
         self.wait_s += time.perf_counter() - begin
         if isinstance(item, BaseException):
             raise RuntimeError(f"the loader of worker {self.rank} failed: {item}") from item
+        if item is None:
+            self._ended = True
+            return None
         self.epoch, index, batch = item
         self._next_index = index + self.world
         self.words += batch.source_words + batch.target_words
+        self.source_words += batch.source_words
         self.padded_words += batch.source_ids.numel() + batch.target_ids.numel()
         return batch
 
     def _produce(self, epoch: int, index: int) -> None:
         try:
-            while True:
+            while not 0 < self.config.max_epochs <= epoch:
                 plan = plan_epoch(
                     self.corpus.source_lengths, self.corpus.target_lengths, self.config.batch_words, self.config.seed, epoch
                 )  # fmt: skip
@@ -95,6 +109,7 @@ class Loader:
                         return
                     index += self.world
                 epoch, index = epoch + 1, self.rank
+            self._offer(None)
         except BaseException as error:
             self._offer(error)
 

@@ -1,13 +1,11 @@
 """`prepare`: text -> vocabulary and memory-mapped corpus, with filters that say what they dropped.
 
-Everything is written into a temporary folder beside the result and renamed at the end: nothing half-written, nothing overwritten.
+The result appears whole or not at all (whole_folder.py).
 """
 
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +13,7 @@ from pathlib import Path
 from hpcnmt.data.corpus import FORMAT_VERSION, write_split
 from hpcnmt.data.textio import read_parallel
 from hpcnmt.data.vocabulary import JOINT_FILE, SIDE_FILES, Vocabularies, train_vocabulary
+from hpcnmt.data.whole_folder import refuse_existing_folder, whole_folder
 
 
 @dataclass(frozen=True)
@@ -31,6 +30,11 @@ class PrepareConfig:
     separate_vocabularies: bool = False
     max_length: int = 100
     max_length_ratio: float = 4.0
+
+    def __post_init__(self) -> None:
+        if self.max_length < 1 or not self.max_length_ratio >= 1.0:  # `not >=` refuses NaN too
+            found = f"found --max-length {self.max_length} and --max-length-ratio {self.max_length_ratio}"
+            raise ValueError(f"{found}, expected at least 1 for both")
 
 
 @dataclass(frozen=True)
@@ -58,24 +62,15 @@ def drop_reason(source_length: int, target_length: int, config: PrepareConfig) -
 
 def prepare(config: PrepareConfig) -> PrepareReport:
     """Writes the prepared folder. Raises ValueError for missing or misaligned files, an existing folder, or nothing left to train on."""
-    if config.out.exists():
-        raise ValueError(f"{config.out} exists already, expected a new folder: choose another --out or remove it")
+    refuse_existing_folder(config.out)  # before texts are read
     train = read_parallel(config.train_source, config.train_target)
     valid = read_parallel(config.valid_source, config.valid_target)
     for number, pair in enumerate(valid, 1):
         for path, line in zip((config.valid_source, config.valid_target), pair, strict=True):
             if not line.strip():
                 raise ValueError(f"{path}:{number}: found an empty line, expected a sentence: validation text is never filtered")
-    config.out.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{config.out.name}.", dir=config.out.parent))
-    try:
-        report = _write(config, train, valid, work)
-        work.chmod(0o755)
-        work.rename(config.out)
-    finally:
-        if work.exists():
-            shutil.rmtree(work)
-    return report
+    with whole_folder(config.out) as work:
+        return _write(config, train, valid, work)
 
 
 def _train_vocabularies(config: PrepareConfig, train: list[tuple[str, str]], work: Path) -> Vocabularies:

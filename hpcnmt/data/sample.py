@@ -12,6 +12,8 @@ import random
 from dataclasses import dataclass
 from pathlib import Path
 
+from hpcnmt.data.whole_folder import whole_folder
+
 NOUNS = (
     "farmer teacher child doctor sailor baker king queen dog horse bird cat tree river house book letter ship stone garden "
     "bridge table window lamp clock coat apple wheel basket road"
@@ -95,17 +97,15 @@ def word_by_word(lines: list[str], seed: int) -> list[str]:
 
 def write_sample_corpus(folder: Path, seed: int = 1, train: int = 8000, valid: int = 200, test: int = 300) -> None:
     """Writes {train,valid,test}.{src,trg}. Raises ValueError when the folder exists."""
-    if folder.exists():
-        raise ValueError(f"{folder} exists already, expected a new folder: choose another --out or remove it")
     generator, stems = random.Random(seed), lexicon(seed)
     seen: set[str] = set()
-    folder.mkdir(parents=True)
-    for split, count in (("train", train), ("valid", valid), ("test", test)):
-        pairs: list[tuple[str, str]] = []
-        while len(pairs) < count:
-            source, target = _sentence(generator, stems, split == "test")
-            if source not in seen:
-                seen.add(source)
-                pairs.append((source, target))
-        for index, suffix in enumerate(("src", "trg")):
-            (folder / f"{split}.{suffix}").write_text("".join(pair[index] + "\n" for pair in pairs), "utf-8")
+    with whole_folder(folder) as work:
+        for split, count in (("train", train), ("valid", valid), ("test", test)):
+            pairs: list[tuple[str, str]] = []
+            while len(pairs) < count:
+                source, target = _sentence(generator, stems, split == "test")
+                if source not in seen:
+                    seen.add(source)
+                    pairs.append((source, target))
+            for index, suffix in enumerate(("src", "trg")):
+                (work / f"{split}.{suffix}").write_text("".join(pair[index] + "\n" for pair in pairs), "utf-8")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import lzma
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, cast
@@ -36,7 +37,7 @@ def read_lines(path: Path) -> Iterator[str]:
             for raw in stream:
                 number += 1
                 yield decode_line(raw, str(path), number)
-    except (EOFError, gzip.BadGzipFile, lzma.LZMAError) as error:
+    except (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error) as error:
         raise ValueError(f"{path}: found a broken archive after line {number} ({error}): fetch the file again") from error
 
 

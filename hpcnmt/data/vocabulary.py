@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,11 +18,21 @@ PAD, UNK, BOS, EOS = 0, 1, 2, 3
 JOINT_FILE, SIDE_FILES = "vocab.model", ("vocab.source.model", "vocab.target.model")
 
 
+@contextmanager
+def _refusals(size: int) -> Iterator[None]:
+    """Turns what sentencepiece refuses (too few pieces for the characters, no usable line) into a ValueError."""
+    try:
+        yield
+    except RuntimeError as error:
+        reason = str(error).rpartition("] ")[2]
+        raise ValueError(f"sentencepiece cannot train a vocabulary of {size} pieces: {reason} Give another --vocabulary-size?") from error
+
+
 def train_vocabulary(lines: Iterable[str], path: Path, size: int) -> None:
     """Trains a unigram model of at most `size` pieces and writes it to `path` (single-threaded, so that it is reproducible)."""
     if size < 8:
         raise ValueError(f"found a vocabulary size of {size}, expected at least 8")
-    with path.open("wb") as stream:
+    with path.open("wb") as stream, _refusals(size):
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=iter(lines), model_writer=stream, vocab_size=size, hard_vocab_limit=False, character_coverage=1.0,
             pad_id=PAD, unk_id=UNK, bos_id=BOS, eos_id=EOS, num_threads=1, minloglevel=2, input_sentence_size=1_000_000,

@@ -8,6 +8,7 @@ meanwhile, otherwise again (counted in `rejected_pulls`). All methods but start_
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -36,6 +37,9 @@ from hpcnmt.distributed.layout import (
 from hpcnmt.distributed.message import Kind, PushHeader
 from hpcnmt.distributed.pipeline import Pipeline
 from hpcnmt.distributed.transport import Transport, Words
+
+FAREWELL_NAP_S = 0.01
+"""Between two looks of a worker that has nothing left to do: the others still use the network."""
 
 
 @dataclass
@@ -187,12 +191,21 @@ class Exchange:
         self.finish_push()
 
     def wait_for_farewells(self) -> None:
-        """Worker 0 waits until every worker has left, so that the final snapshot stands on all shards."""
+        """Waits until every worker has left, so that the final snapshot stands on all shards; for any time while others still train."""
         layout = self.transport.layout
         for shard in range(layout.shards):
-            self.deadlines.wait(
-                f"the farewell of all {layout.workers} workers on shard {shard}",
-                lambda shard=shard: int(self._header(shard)[SNAPSHOT]) == FINAL_SNAPSHOT,  # type: ignore[misc]
-                self.transport.pause,
-                self.deadlines.job_s,
-            )
+            while int((header := self._header(shard))[SNAPSHOT]) != FINAL_SNAPSHOT:
+                self.deadlines.wait(
+                    f"the farewell of all {layout.workers} workers on shard {shard}, or an update there,",
+                    lambda shard=shard, words=int(header[GLOBAL_WORDS]): self._has_moved_on(shard, words),  # type: ignore[misc]
+                    self._pause_for_farewells,
+                    self.deadlines.job_s,
+                )
+
+    def _has_moved_on(self, shard: int, words: int) -> bool:
+        header = self._header(shard)
+        return int(header[SNAPSHOT]) == FINAL_SNAPSHOT or int(header[GLOBAL_WORDS]) != words
+
+    def _pause_for_farewells(self) -> None:
+        self.transport.pause()
+        time.sleep(FAREWELL_NAP_S)

@@ -1,6 +1,6 @@
 """Who owns what: roles of the ranks, slices of the parameters, and the words of the control block.
 
-Invariants: slices are contiguous, tile [0, parameters) and differ by at most the last one (integer ceil-division); shards are the last
+Invariants: slices are contiguous, tile [0, parameters) and differ by at most one parameter, the longer ones first; shards are the last
 ranks of the world, so worker w is rank w. Used by transports, shards and workers.
 """
 
@@ -35,15 +35,16 @@ class Layout:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
         if self.ring_slots < 3:
             raise ValueError(f"ring_slots is {self.ring_slots}, expected at least 3 (a pull must survive one update)")
-        if any(begin >= end for begin, end in self.slices()):
+        if self.shards > self.parameters:
             raise ValueError(
                 f"found {self.shards} shards for {self.parameters} parameters, expected a non-empty slice for each: use fewer --shards"
             )
 
     def slices(self) -> list[tuple[int, int]]:
         """[begin, end) of every shard's slice."""
-        width = -(-self.parameters // self.shards)
-        return [(min(s * width, self.parameters), min((s + 1) * width, self.parameters)) for s in range(self.shards)]
+        width, longer = divmod(self.parameters, self.shards)
+        ends = [(s + 1) * width + min(s + 1, longer) for s in range(self.shards)]
+        return list(zip([0, *ends], ends, strict=False))
 
     def slice_size(self, shard: int) -> int:
         """Number of parameters in the slice of `shard`."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from typing import Any, cast
 
 import numpy as np
@@ -41,21 +42,21 @@ def expected_world_size() -> int | None:
 
 
 def check_world(workers: int, shards: int) -> None:
-    """Raises RuntimeError when the world is not one world of `workers` + `shards` ranks (silent singletons included)."""
+    """Raises ValueError when the world is not one world of `workers` + `shards` ranks (silent singletons included)."""
     found, expected = MPI.COMM_WORLD.size, workers + shards
     launched = expected_world_size()
     if found == 1 and launched is not None and launched > 1:
-        raise RuntimeError(
+        raise ValueError(
             f"found a world of 1 rank although the launcher started {launched}: the MPI library does not speak the launcher's protocol; "
             "use srun --mpi=pmi2 with MPICH, srun --mpi=pmix with Open MPI, or the mpiexec of the same installation"
         )
     if found != expected:
-        raise RuntimeError(
+        raise ValueError(
             f"found a world of {found} ranks, expected {workers} workers + {shards} shards = {expected}: "
             f"start {expected} ranks or change the number of workers or shards"
         )
     if MPI.Query_thread() < MPI.THREAD_SERIALIZED:
-        raise RuntimeError("the MPI library grants no MPI_THREAD_SERIALIZED, which the exchange thread needs: use another MPI build")
+        raise ValueError("the MPI library grants no MPI_THREAD_SERIALIZED, which the exchange thread needs: use another MPI build")
 
 
 def ranks_of_this_host() -> list[int]:
@@ -67,11 +68,11 @@ def ranks_of_this_host() -> list[int]:
 
 
 def check_memory(layout: Layout, ranks: list[int]) -> None:
-    """Raises RuntimeError when the shards among the `ranks` of this host would not fit into /dev/shm (where windows of one host live)."""
+    """Raises ValueError when the shards among the `ranks` of this host would not fit into /dev/shm (where windows of one host live)."""
     needed = sum(layout.shard_bytes(rank - layout.workers) for rank in ranks if rank >= layout.workers)
     free = os.statvfs("/dev/shm").f_bavail * os.statvfs("/dev/shm").f_frsize if os.path.isdir("/dev/shm") else needed
     if needed > free:
-        raise RuntimeError(
+        raise ValueError(
             f"the shards of this host need {needed / 1e6:.0f} MB of window memory, found {free / 1e6:.0f} MB free in /dev/shm: "
             "use a smaller model, fewer workers, a smaller ring_slots, or more nodes"
         )
@@ -161,12 +162,13 @@ class MpiWindows:
         request = self.comm.Ibarrier()
         self.deadlines.wait(what, lambda: bool(request.Test()), self.pause, self.deadlines.job_s)
 
-    def serve(self, config: ShardConfig, shard_class: type[Shard] = Shard) -> Shard:
-        """The whole life of a shard rank: serves until every worker has said farewell."""
+    def serve(self, config: ShardConfig, shard_class: type[Shard] = Shard, watch: Callable[[Shard], None] = lambda shard: None) -> Shard:
+        """The whole life of a shard rank: serves until every worker has said farewell; `watch` gets to see the shard before."""
         if self.memory is None:
             raise RuntimeError(f"rank {self.comm.rank} is a worker and owns no shard memory")
         shard = shard_class(self.shard_index, self.layout, config, self.memory)
         shard.activity, shard.progress = self.activity, self._progress
+        watch(shard)
         idle = 0
         while not shard.finished:
             self._progress()

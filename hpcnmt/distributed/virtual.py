@@ -24,7 +24,7 @@ from hpcnmt.distributed.layout import Layout
 from hpcnmt.distributed.message import Kind, PushHeader
 from hpcnmt.distributed.shard import Shard, ShardConfig
 from hpcnmt.distributed.transport import LocalTransport, wire_type
-from hpcnmt.distributed.worker import BatchCounts, WorkerConfig, sum_counts
+from hpcnmt.distributed.worker import BatchCounts, WorkerConfig, window_counts
 from hpcnmt.optim.local import LocalOptimizer
 from hpcnmt.optim.window import GradientWindow
 
@@ -66,8 +66,11 @@ class LocalShards:
             out[begin:end] = shard.update.published(shard.memory.ring[shard.version % self.layout.ring_slots])
 
 
-GradientOf = Callable[[int, Tensor, Tensor], BatchCounts]
-"""(worker, replica [parameters], gradient [parameters]) -> counts: adds the gradient of that worker's next batch to `gradient`."""
+GradientOf = Callable[[int, Tensor, Tensor], BatchCounts | None]
+"""(worker, replica [parameters], gradient [parameters]) -> counts: adds the gradient of that worker's next batch to `gradient`.
+
+None when that worker has no data left.
+"""
 LocalOf = Callable[[], LocalOptimizer]
 
 
@@ -119,6 +122,11 @@ class VirtualCluster:
         """Windows dropped for a non-finite gradient."""
         return sum(worker.sum.dropped for worker in self.workers)
 
+    @property
+    def finished(self) -> bool:
+        """True once no worker has data left and all pushes are applied."""
+        return not self._events
+
     def _window(self) -> GradientWindow:
         return GradientWindow(self._accumulator, self.config.clip_norm, error_feedback=self.shards.layout.wire == "bf16")
 
@@ -137,7 +145,9 @@ class VirtualCluster:
 
     def _window_done(self, index: int) -> Callable[[], None]:
         def action() -> None:
-            total = sum_counts([self._batch(index) for _ in range(self.config.delay)])
+            total = window_counts(lambda: self._batch(index), self.config.delay)
+            if not total.target_words:
+                return  # this worker has no data left
             worker = self.workers[index]
             wire = torch.empty_like(self._accumulator, dtype=wire_type(self.shards.layout))
             if not worker.sum.seal(wire, total.target_words, has_norm=worker.local is not None):
@@ -150,10 +160,10 @@ class VirtualCluster:
 
         return action
 
-    def _batch(self, index: int) -> BatchCounts:
+    def _batch(self, index: int) -> BatchCounts | None:
         worker = self.workers[index]
         counts = self.gradient_of(index, worker.replica, self._gradient)
-        if worker.local is not None:
+        if worker.local is not None and counts is not None:
             words = worker.exchange.global_words
             worker.local.step(worker.replica, self._gradient, self._accumulator, counts.target_words, words, worker.sum.stats)
         return counts

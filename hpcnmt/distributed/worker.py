@@ -57,7 +57,8 @@ class BatchCounts:
     loss_sum: float
 
 
-Compute = Callable[[], BatchCounts]
+Compute = Callable[[], BatchCounts | None]
+"""Computes one batch; None when no data is left."""
 
 
 def sum_counts(counts: Sequence[BatchCounts]) -> BatchCounts:
@@ -66,6 +67,14 @@ def sum_counts(counts: Sequence[BatchCounts]) -> BatchCounts:
         sum(c.target_words for c in counts), sum(c.source_words for c in counts),
         sum(c.sentences for c in counts), sum(c.loss_sum for c in counts),
     )  # fmt: skip
+
+
+def window_counts(compute: Compute, delay: int) -> BatchCounts:
+    """Counts of a window of up to `delay` batches: fewer, at last none, when no data is left."""
+    counts: list[BatchCounts] = []
+    while len(counts) < delay and (batch := compute()) is not None:
+        counts.append(batch)
+    return sum_counts(counts)
 
 
 def _host_buffer(like: Tensor) -> Tensor:
@@ -95,6 +104,7 @@ class WorkerLoop:
         self._helper = ThreadPoolExecutor(1, thread_name_prefix="exchange")
         self._pending: Future[None] | None = None
         self.replica_versions: list[int] = []
+        self.out_of_data = False
 
     def start(self, initial: bool) -> None:
         """Sends the initial parameters (worker 0) and pulls the first replica."""
@@ -109,11 +119,15 @@ class WorkerLoop:
     def window(self) -> BatchCounts:
         """Trains tau batches, pushes their sum, swaps in what the overlap mode prescribes; returns the counts of the window.
 
-        A window with a non-finite gradient is dropped: nothing is pushed, and a fresh replica takes the place of the old one.
+        Where data ends, the last window is of fewer batches; one of 0 target words pushes nothing and means that no data is left. A window
+        with a non-finite gradient is dropped: nothing is pushed, and a fresh replica takes the place of the old one.
         """
         computed_on = self.replica_versions
-        total = sum_counts([self._batch() for _ in range(self.config.delay)])
+        total = window_counts(self._batch, self.config.delay)
         self.complete()  # the exchange of the window before is complete on all shards from here on
+        if not total.target_words:
+            self.out_of_data = True
+            return total
         with self.exchange.activity("pack"):
             sealed = self.sum.seal(self._packed, total.target_words, has_norm=self.local is not None)
             if sealed and self._outgoing is not self._packed:
@@ -127,10 +141,10 @@ class WorkerLoop:
             self.complete()
         return total
 
-    def _batch(self) -> BatchCounts:
+    def _batch(self) -> BatchCounts | None:
         with self.exchange.activity("compute"):
             counts = self.compute()
-        if self.local is not None:
+        if self.local is not None and counts is not None:
             words = self.exchange.global_words
             with self.exchange.activity("step"):
                 self.local.step(self.replica, self.gradient, self._accumulator, counts.target_words, words, self.sum.stats)
@@ -159,10 +173,10 @@ class WorkerLoop:
                 self.replica.copy_(self._incoming)
 
     def finish(self) -> None:
-        """Drains, says farewell; worker 0 stays until all have left."""
+        """Drains, says farewell; worker 0 stays until all have left, and so does a worker whose data has ended before that of others."""
         self.complete()
         self.call(self.exchange.farewell)
-        if self.exchange.worker == 0:
+        if self.exchange.worker == 0 or self.out_of_data:
             self.call(self.exchange.wait_for_farewells)
 
     def close(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +23,8 @@ class BeamConfig:
     def __post_init__(self) -> None:
         if not 1 <= self.n_best <= self.beam:
             raise ValueError(f"found n_best {self.n_best} and beam {self.beam}, expected 1 <= n_best <= beam")
+        if not math.isfinite(self.length_penalty):
+            raise ValueError(f"found the length penalty {self.length_penalty}, expected a finite number")
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import IO, TextIO
 
 import numpy as np
-import sacrebleu
 
 from hpcnmt.data.batching import cut_by_words, make_batch
 from hpcnmt.data.textio import decode_line, read_parallel
 from hpcnmt.inference.beam import BeamConfig
+from hpcnmt.inference.scores import corpus_scores
 from hpcnmt.inference.translate import translate_lines
 from hpcnmt.training.run_folder import RunFolder
 
@@ -56,9 +56,5 @@ def evaluate(run: Path, source: Path, reference: Path, beam: BeamConfig, batch_s
     pairs = read_parallel(source, reference)
     model, vocabularies = RunFolder(run).load()
     hypotheses = [found[0].text for found in translate_lines(model, vocabularies, [p[0] for p in pairs], beam, batch_sentences)]
-    references = [[p[1] for p in pairs]]
-    result: dict[str, float | str] = {"sentences": len(pairs)}
-    for name, metric in (("bleu", sacrebleu.BLEU(force=True)), ("chrf", sacrebleu.CHRF())):
-        result[name] = metric.corpus_score(hypotheses, references).score
-        result[f"{name}_signature"] = str(metric.get_signature())
-    return result
+    scores, signatures = corpus_scores(hypotheses, [p[1] for p in pairs])
+    return {"sentences": len(pairs)} | scores | signatures

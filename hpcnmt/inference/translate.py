@@ -24,6 +24,8 @@ def translate_lines(
     model: Seq2Seq, vocabularies: Vocabularies, lines: list[str], config: BeamConfig, batch_sentences: int = 64
 ) -> list[list[Translation]]:  # fmt: skip
     """The n-best translations of every line, best first."""
+    if batch_sentences < 1:
+        raise ValueError(f"found batches of {batch_sentences} sentences, expected at least 1: give another --batch-sentences")
     rows = [np.array(ids, np.int64) for ids in vocabularies.source.encode(lines)]
     results: list[list[Translation]] = [[Translation("", 0.0)] for _ in lines]
     order = sorted((i for i, row in enumerate(rows) if len(row)), key=lambda i: len(rows[i]))

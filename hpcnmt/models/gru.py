@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hpcnmt.models.output_loss import at_least_fp32
 from hpcnmt.models.recurrence import attention, conditional_gru, gru_sequence, gru_step
 from hpcnmt.models.seq2seq import BOS, DecoderState, ModelConfig, Seq2Seq, Words
 
@@ -88,18 +89,18 @@ class ShallowGru(Seq2Seq):
         sides = []
         forward = (self.input_forward, self.step_forward, slice(None))
         for linear, step, index in (forward, (self.input_backward, self.step_backward, mirrored)):
-            states = gru_sequence(linear(words).float()[index], self._cast(step.weight), self._cast(step.bias), packing.active)
+            states = gru_sequence(at_least_fp32(linear(words))[index], self._cast(step.weight), self._cast(step.bias), packing.active)
             sides.append(states[index])
         packed = self.drop(self.annotation_norm(torch.cat(sides, 1)))
         padded_rows = place[rows]
         shape = (len(source_lengths), source_ids.shape[1])
         annotations = packed.new_zeros(*shape, packed.shape[1]).index_put((padded_rows, times), packed)
-        keys = self.keys(packed).float()
+        keys = at_least_fp32(self.keys(packed))
         lengths = torch.empty_like(source_lengths)
         lengths[place] = source_lengths
         bias = torch.full(shape, float("-inf"), device=packed.device)
         bias[padded_rows, times] = 0.0
-        start = torch.tanh(self.initial(annotations.sum(1) / lengths[:, None])).float()
+        start = at_least_fp32(torch.tanh(self.initial(annotations.sum(1) / lengths[:, None])))
         return GruState(start, annotations, keys.new_zeros(*shape, keys.shape[1]).index_put((padded_rows, times), keys), bias)
 
     def start_decoding(self, source_ids: Tensor, source_lengths: Tensor) -> GruState:
@@ -119,7 +120,7 @@ class ShallowGru(Seq2Seq):
         words = self.drop(self.embedding(inputs))
         step1, step2, cast = self.step1, self.step2, self._cast
         states, contexts = conditional_gru(
-            self.input1(words).float(), encoded.state, encoded.annotations, encoded.keys, encoded.padding_bias, self.energy,
+            at_least_fp32(self.input1(words)), encoded.state, encoded.annotations, encoded.keys, encoded.padding_bias, self.energy,
             cast(step1.weight), cast(step1.bias), cast(self.query.weight), cast(self.input2.weight), cast(self.input2.bias),
             cast(step2.weight), cast(step2.bias), packing.active,
         )  # fmt: skip

@@ -15,6 +15,11 @@ from torch import Tensor
 CHUNK_ELEMENTS = 1 << 21
 
 
+def at_least_fp32(x: Tensor) -> Tensor:
+    """`x` widened from bf16; fp32 and fp64 stay as they are."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 class _OutputLoss(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -28,7 +33,7 @@ class _OutputLoss(torch.autograd.Function):
         chunk = max(CHUNK_ELEMENTS // vocabulary, 1)
         for begin in range(0, hidden.shape[0], chunk):
             rows, target = hidden[begin : begin + chunk], labels[begin : begin + chunk, None]
-            logits = torch.addmm(offset, rows, weight.t()).float()
+            logits = at_least_fp32(torch.addmm(offset, rows, weight.t()))
             largest, place = logits.max(1, keepdim=True)
             of_label = logits.gather(1, target)
             mean = logits.mean(1, keepdim=True) if smoothing else of_label
@@ -44,7 +49,9 @@ class _OutputLoss(torch.autograd.Function):
             d_weight.addmm_(gradient.t(), rows)
             d_bias += logits.sum(0)
         ctx.save_for_backward(d_hidden.to(states.dtype), d_weight.to(embedding.dtype), d_bias)
-        loss, entropy = loss.float(), entropy.float()
+        kind = torch.promote_types(dtype, torch.float32)
+        kind = torch.promote_types(dtype, torch.float32)
+        loss, entropy = loss.to(kind), entropy.to(kind)
         ctx.mark_non_differentiable(entropy)
         return loss, entropy
 
@@ -62,6 +69,6 @@ def output_loss(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """(label-smoothed loss, plain cross-entropy), summed over words; states [words, dim], embedding [vocabulary, dim], labels [words].
 
-    Matrix products run in `dtype`; the softmax is fp32. The second result carries no gradient.
+    Matrix products run in `dtype`; the softmax is fp32 (fp64 for a model in fp64). The second result carries no gradient.
     """
     return cast(tuple[Tensor, Tensor], _OutputLoss.apply(states, embedding, bias, labels, smoothing, dtype))  # type: ignore[no-untyped-call]

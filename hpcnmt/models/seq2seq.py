@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hpcnmt.models.output_loss import output_loss
+from hpcnmt.models.output_loss import at_least_fp32, output_loss
 
 PAD, BOS, EOS = 0, 2, 3
 
@@ -94,7 +94,7 @@ class Seq2Seq(nn.Module, ABC):
     @property
     def dtype(self) -> torch.dtype:
         """Precision of matrix products."""
-        return torch.bfloat16 if self.config.precision == "bf16" else torch.float32
+        return torch.bfloat16 if self.config.precision == "bf16" else self.output_bias.dtype
 
     @abstractmethod
     def word_states(self, source_ids: Tensor, source_lengths: Tensor, target_ids: Tensor, target_lengths: Tensor) -> Words:
@@ -115,7 +115,7 @@ class Seq2Seq(nn.Module, ABC):
     def decode_step(self, previous: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:
         """Log-probabilities [rows, vocabulary] of the word after `previous` [rows]."""
         hidden, state = self.decode_hidden(previous, state)
-        return F.log_softmax(self.logits(hidden).float(), -1), state
+        return F.log_softmax(at_least_fp32(self.logits(hidden)), -1), state
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
@@ -139,6 +139,6 @@ class Seq2Seq(nn.Module, ABC):
         """Cross-entropy of every sentence [batch] in nats, without smoothing."""
         words, target_ids = self._words(source_ids, source_lengths, target_ids, target_lengths)
         with self._autocast():
-            logits = self.logits(words.states).float()
+            logits = at_least_fp32(self.logits(words.states))
         losses = F.cross_entropy(logits, target_ids[words.rows, words.times], reduction="none")
         return torch.zeros(len(target_ids), device=losses.device).index_add_(0, words.rows, losses)

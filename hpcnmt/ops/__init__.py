@@ -28,7 +28,11 @@ def new_stats(device: torch.device | str = "cpu") -> Tensor:
 
 
 def accumulate_(accumulator: Tensor, gradient: Tensor, stats: Tensor, scale: float = 1.0, zero_gradient: bool = True) -> None:
-    """accumulator += scale * gradient; gradient = 0 unless told otherwise (pushes summed on a shard). stats[0]: of the new accumulator."""
+    """accumulator += scale * gradient; gradient = 0 unless told otherwise. stats[0]: of the new accumulator.
+
+    With zero_gradient=False also the sum of several pushes on a shard, read from window memory in the wire's type: a `shard_step_` with
+    zero_wire=True then updates by the sum and clears it for the next one.
+    """
     _ops.accumulate(accumulator, gradient, stats, scale, zero_gradient)
 
 
@@ -61,10 +65,13 @@ def pack_(accumulator: Tensor, wire: Tensor, stats: Tensor, words: float, clip_n
 
 def shard_step_(
     wire: Tensor, parameters: Tensor, moment1: Tensor, moment2: Tensor | None, factors: Tensor, stats: Tensor,
-    out: Tensor | None = None, ema: Tensor | None = None,
+    out: Tensor | None = None, ema: Tensor | None = None, zero_wire: bool = False,
 ) -> None:  # fmt: skip
-    """A shard's update straight from window memory: step by the pushed sum, moving average, new parameters to `out` (default: in place)."""
-    _ops.step(wire, parameters, moment1, moment2, factors, stats, out=out, ema=ema)
+    """A shard's update straight from window memory: step by the pushed sum, moving average, new parameters to `out` (default: in place).
+
+    `zero_wire`: clears `wire` in the same pass (a sum of several pushes; an inbox is left as it is).
+    """
+    _ops.step(wire, parameters, moment1, moment2, factors, stats, out=out, ema=ema, zero_gradient=zero_wire)
 
 
 def drop_small_(gradient: Tensor, residual: Tensor, values: Tensor, indices: Tensor, stats: Tensor, threshold: float) -> None:

@@ -1,4 +1,4 @@
-"""The constants of one optimizer step, as a small float32 vector on the device of the parameters.
+"""The constants of one optimizer step, as a small vector (float32, as the state) on the device of the parameters.
 
 A vector rather than arguments: a captured CUDA graph or a compiled program reads new values in every step. The order is that of `enum
 Factor` in csrc/formulas.h.
@@ -47,4 +47,4 @@ class StepFactors:
 
     def fill(self, factors: Tensor) -> Tensor:
         """Writes the values into `factors` [FACTORS] on any device and returns it."""
-        return factors.copy_(torch.tensor(self.values(), dtype=torch.float32))
+        return factors.copy_(torch.tensor(self.values(), dtype=torch.float64))

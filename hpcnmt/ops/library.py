@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import os
 import re
+import sysconfig
 from pathlib import Path
 
 import torch
@@ -48,16 +49,14 @@ def _load() -> str:
     """Loads the compiled kernels; returns what is in use, in words."""
     if os.environ.get("HPCNMT_KERNELS") == "reference":
         return "torch reference (HPCNMT_KERNELS=reference)"
-    found = sorted(Path(__file__).parent.glob("_kernels*.so"))
-    if not found:
+    library = Path(__file__).with_name(f"_kernels{sysconfig.get_config_var('EXT_SUFFIX')}")  # of this Python and this processor
+    if not library.exists():
         return "torch reference (no kernels were built: install a C++ compiler, then hpcnmt again)"
-    matching = [path for path in found if _built_for(path) == str(torch.__version__)]
-    if not matching:
-        versions = ", ".join(_built_for(path) for path in found)
-        return f"torch reference (the kernels were built for torch {versions}, found {torch.__version__}: install hpcnmt again)"
+    if (built_for := _built_for(library)) != str(torch.__version__):
+        return f"torch reference (the kernels were built for torch {built_for}, found {torch.__version__}: install hpcnmt again)"
     try:
-        torch.ops.load_library(str(matching[0]))  # type: ignore[no-untyped-call]
-        name = ctypes.CDLL(str(matching[0])).hpcnmt_cpu_kernels
+        torch.ops.load_library(str(library))  # type: ignore[no-untyped-call]
+        name = ctypes.CDLL(str(library)).hpcnmt_cpu_kernels
     except OSError as error:
         return f"torch reference (the kernels could not be loaded: {error})"
     name.restype = ctypes.c_char_p

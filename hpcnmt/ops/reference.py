@@ -1,7 +1,8 @@
 """Every operator in plain torch: what the kernels are tested against, and what runs where none were built.
 
-Same arguments and same meaning as in library.py; float32 arithmetic without fused multiply-add, so the last bits may differ. An element
-whose result would not be finite keeps its state and is counted in stats[1].
+Same arguments and same meaning as in library.py; arithmetic in the type of the state (float32; tests of equivalence run it in float64)
+without fused multiply-add, so the last bits may differ. An element whose result would not be finite keeps its state and is counted in
+stats[1].
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ def _end(stats: Tensor, sum_squares: Tensor | float, good: Tensor) -> None:
 
 def accumulate(accumulator: Tensor, gradient: Tensor, stats: Tensor, scale: float, zero_gradient: bool) -> None:
     """accumulator += scale * gradient, then gradient = 0."""
-    total = accumulator + scale * gradient.float()
+    total = accumulator + scale * gradient.to(accumulator.dtype)
     good = total.isfinite()
     accumulator.copy_(torch.where(good, total, accumulator))
     if zero_gradient:
@@ -39,7 +40,7 @@ def step(
 ) -> None:  # fmt: skip
     """Accumulate, optimizer step, moving average, publish."""
     scale, beta1, rest1, beta2, rest2, root_scale, epsilon, size, decay, ema_share = factors.unbind()
-    raw = gradient.float()
+    raw = gradient.to(parameters.dtype)
     total = raw if accumulator is None else accumulator + raw
     good = total.isfinite()
     mean = raw * scale
@@ -75,14 +76,14 @@ def pack(accumulator: Tensor, wire: Tensor, residual: Tensor | None, stats: Tens
     sent = torch.where(good, value, 0.0).to(wire.dtype)
     wire.copy_(sent)
     if residual is not None:
-        residual.copy_(torch.where(good, value - sent.float(), residual))
+        residual.copy_(torch.where(good, value - sent.to(value.dtype), residual))
     accumulator.zero_()
     stats[1] += good.numel() - torch.count_nonzero(good)
 
 
 def select(gradient: Tensor, residual: Tensor, values: Tensor, indices: Tensor, stats: Tensor, threshold: float) -> None:
     """Moves the elements of gradient + residual that reach the threshold into (values, indices), in order, as far as these have room."""
-    total = gradient.float() + residual
+    total = gradient.to(residual.dtype) + residual
     good = total.isfinite()
     found = torch.nonzero(good & (total.abs() >= threshold)).flatten()[: values.numel()]
     values[: found.numel()] = total[found]

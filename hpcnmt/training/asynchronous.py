@@ -19,11 +19,11 @@ from hpcnmt.distributed.exchange import Exchange
 from hpcnmt.distributed.layout import Layout
 from hpcnmt.distributed.mpi import MpiWindows, check_memory, check_world, ranks_of_this_host
 from hpcnmt.distributed.shard import Shard, ShardConfig
-from hpcnmt.distributed.transport import ShardMemory
 from hpcnmt.distributed.worker import BatchCounts, WorkerLoop
 from hpcnmt.optim.local import LocalOptimizer
 from hpcnmt.training.recipe import Recipe
-from hpcnmt.training.setup import Trainee, choose_device
+from hpcnmt.training.run_folder import refuse_existing
+from hpcnmt.training.setup import Trainee, check_sizes, choose_device
 from hpcnmt.training.status import Counters, RankReport, rank_report, shard_counters
 
 REJECTS_WORTH_A_WORD = 0.02
@@ -37,6 +37,9 @@ def run_rank(recipe: Recipe, data: Path, run: Path, workers: int, shards: int) -
     role, index = ("worker", rank) if rank < workers else ("shard", rank - workers)
     with rank_report(run, Activity(role, index, recipe.training.trace), rank) as report:
         neighbours = ranks_of_this_host()
+        if rank == 0:  # the others wait for it where windows are allocated
+            refuse_existing(run)
+            check_sizes(recipe, data, workers, shards)
         device = choose_device(recipe, neighbours.index(rank)) if role == "worker" else None
         trainee = Trainee.build(recipe, data, device)
         layout = Layout(trainee.flat.size, workers, shards, recipe.training.ring_slots, recipe.training.wire)
@@ -55,13 +58,11 @@ def run_rank(recipe: Recipe, data: Path, run: Path, workers: int, shards: int) -
 
 
 def _serve(windows: MpiWindows, recipe: Recipe, run: Path, report: RankReport) -> None:
-    class ReportedShard(Shard):
-        def __init__(self, index: int, layout: Layout, config: ShardConfig, memory: ShardMemory) -> None:
-            super().__init__(index, layout, config, memory)
-            report.counters = lambda: shard_counters(self)
+    def watch(shard: Shard) -> None:
+        report.counters = lambda: shard_counters(shard)
 
     torch.set_num_threads(1)
-    shard = windows.serve(ShardConfig(recipe.update, recipe.validation.every_words, recipe.deadlines.cut_s), ReportedShard)
+    shard = windows.serve(ShardConfig(recipe.update, recipe.validation.every_words, recipe.deadlines.cut_s), watch=watch)
     staleness = {str(k): v for k, v in sorted(shard.staleness.items())}
     untouched = shard.update.adam.untouched
     figures = {"updates": shard.version, "target_words": shard.words, "staleness": staleness, "untouched_elements": untouched}
@@ -87,8 +88,11 @@ class _Worker:
             library = MPI.Get_library_version().splitlines()[0].strip("\0")
             self.journal, self.validation = trainee.open_run(run, layout.workers, layout.shards, library)
 
-    def _compute(self) -> BatchCounts:
-        counts = self.trainee.add_gradient(self.loader.next_batch())
+    def _compute(self) -> BatchCounts | None:
+        batch = self.loader.next_batch()
+        if batch is None:
+            return None
+        counts = self.trainee.add_gradient(batch)
         self.source_words += counts.source_words
         self.target_words += counts.target_words
         return counts
@@ -106,19 +110,22 @@ class _Worker:
         loop.start(initial=exchange.worker == 0)
         while exchange.global_words < self.trainee.recipe.training.max_target_words and not exchange.stopped:
             counts = loop.window()
+            if loop.out_of_data:
+                break
             self.windows += 1
             if self.journal is not None:
-                waits = {"exchange_wait_s": exchange.wait_s, "loader_wait_s": self.loader.wait_s, "rejected_pulls": exchange.rejected_pulls}
-                waits["dropped_windows"] = loop.sum.dropped
+                waits = {"wait_s": self.activity.seconds["wait"], "loader_wait_s": self.loader.wait_s}
+                waits |= {"rejected_pulls": exchange.rejected_pulls, "dropped_windows": loop.sum.dropped}
                 self.journal.training(exchange.global_words, counts.loss_sum / counts.target_words, waits)
             if exchange.snapshot_available > exchange.snapshot_read:
                 self._validate()
         seconds = self.journal.seconds if self.journal else 0.0
         loop.complete()
+        shares = self.activity.shares(seconds) if seconds else {}
         with self.activity("wait", "the end of all workers" if exchange.worker == 0 else "the shards to take the farewell"):
             loop.finish()
         if self.journal is not None:
-            self._end(seconds)
+            self._end(self.journal.seconds if loop.out_of_data else seconds, shares)  # others may have trained on
             self.journal.close()
         loop.close()
         self.loader.close()
@@ -133,7 +140,7 @@ class _Worker:
             self.validation.evaluate(snapshot, self.exchange.snapshot_words, final)
         self.exchange.ask_to_stop = self.validation.should_stop
 
-    def _end(self, train_s: float) -> None:
+    def _end(self, train_s: float, shares: dict[str, float]) -> None:
         if self.journal is None or self.validation is None:
             return
         validating_s = self.validation.seconds
@@ -142,7 +149,7 @@ class _Worker:
         values = {
             "train_s": train_s, "validating_s": validating_s, "target_words_per_s": words / train_s,
             "source_words_per_s": words * ratio / train_s, "total_words_per_s": words * (1 + ratio) / train_s,
-            "exchange_wait_s": self.exchange.wait_s, "loader_wait_s": self.loader.wait_s, "padding_share": self.loader.padding_share,
+            "shares": shares, "loader_wait_s": self.loader.wait_s, "padding_share": self.loader.padding_share,
             "rejected_pulls": self.exchange.rejected_pulls, "dropped_windows": self.loop.sum.dropped,
         }  # fmt: skip
         self.journal.record("end", words, values)

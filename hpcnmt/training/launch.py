@@ -8,12 +8,33 @@ import subprocess
 import sys
 from pathlib import Path
 
+from hpcnmt.distributed.collective import is_started_by_torchrun
+
 RANK_VARIABLES = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "SLURM_STEP_NUM_TASKS")
 
 
-def is_launched() -> bool:
-    """True on a rank that mpiexec or srun has started."""
-    return any(name in os.environ for name in RANK_VARIABLES)
+def is_launched(mode: str) -> bool:
+    """True on a rank that mpiexec or srun has started; in mode sync, which can do without MPI, also on one of torchrun."""
+    return any(name in os.environ for name in RANK_VARIABLES) or (mode == "sync" and is_started_by_torchrun())
+
+
+def is_first(mode: str) -> bool:
+    """Whether this is rank 0."""
+    if mode == "sync" and is_started_by_torchrun():
+        return os.environ["RANK"] == "0"
+    from mpi4py import MPI
+
+    return bool(MPI.COMM_WORLD.rank == 0)
+
+
+def abort(mode: str, code: int) -> int:
+    """Ends all ranks of MPI's world; returns `code` for torchrun, which ends its ranks itself when one fails."""
+    if mode == "sync" and is_started_by_torchrun():
+        return code
+    from mpi4py import MPI
+
+    MPI.COMM_WORLD.Abort(code)
+    return code
 
 
 def local_launcher(ranks: int, threads: int, python: str = sys.executable) -> tuple[list[str], dict[str, str]]:

@@ -13,7 +13,7 @@ from hpcnmt.distributed.activity import Activity
 from hpcnmt.distributed.layout import Layout
 from hpcnmt.distributed.shard import ShardConfig
 from hpcnmt.distributed.virtual import LocalShards, VirtualCluster
-from hpcnmt.distributed.worker import BatchCounts, sum_counts
+from hpcnmt.distributed.worker import BatchCounts, window_counts
 from hpcnmt.optim.local import LocalOptimizer
 from hpcnmt.optim.update import Update
 from hpcnmt.optim.window import GradientWindow
@@ -24,11 +24,18 @@ from hpcnmt.training.status import RankReport, rank_report, shard_counters
 from hpcnmt.training.validation import Validation
 
 
-def _end(journal: Journal, validation: Validation, words: int, loaders: list[Loader], extra: dict[str, object]) -> None:
-    """The last record: seconds of training are those without validation."""
+def end_run(
+    journal: Journal, validation: Validation, words: int, loaders: list[Loader], extra: dict[str, object], source_words: int | None = None
+) -> None:  # fmt: skip
+    """The last record: seconds of training are those without validation. `source_words`: of the whole run, where they are counted."""
     train_s = journal.seconds - validation.seconds
-    waiting = sum(loader.wait_s for loader in loaders)
-    rates = {"train_s": train_s, "validating_s": validation.seconds, "target_words_per_s": words / train_s}
+    waiting, loaded = (sum(getattr(loader, name) for loader in loaders) for name in ("wait_s", "source_words"))
+    if source_words is None:
+        source_words = round(words * loaded / max(sum(loader.words for loader in loaders) - loaded, 1))
+    rates = {
+        "train_s": train_s, "validating_s": validation.seconds, "target_words_per_s": words / train_s,
+        "source_words_per_s": source_words / train_s, "total_words_per_s": (words + source_words) / train_s,
+    }  # fmt: skip
     journal.record("end", words, rates | {"loader_wait_s": waiting, "padding_share": loaders[0].padding_share} | extra)
     for loader in loaders:
         loader.close()
@@ -51,15 +58,23 @@ def _train_plain(recipe: Recipe, data: Path, run: Path, report: RankReport) -> N
     update = Update(flat.size, recipe.update, flat.values.device)
     update.start(flat.values)
     window, wire = GradientWindow(flat.gradients, recipe.worker.clip_norm), torch.empty_like(flat.gradients)
-    next_validation, windows = recipe.validation.every_words, 0
+    next_validation, windows, source_words = recipe.validation.every_words, 0, 0
     report.counters = lambda: {"windows": windows, "target_words": update.words, "dropped_windows": window.dropped}
+
+    def compute() -> BatchCounts | None:
+        batch = loader.next_batch()
+        return None if batch is None else trainee.add_gradient(batch)
+
     while update.words < recipe.training.max_target_words and not validation.should_stop:
         with activity("compute"):
-            total = sum_counts([trainee.add_gradient(loader.next_batch()) for _ in range(recipe.worker.delay)])
+            total = window_counts(compute, recipe.worker.delay)
+        if not total.target_words:
+            break
         with activity("step"):
             if window.seal(wire, total.target_words):
                 update.apply(flat.values, wire, total.target_words)
         windows += 1
+        source_words += total.source_words
         journal.training(update.words, total.loss_sum / total.target_words)
         if update.words >= next_validation:
             next_validation = update.words + recipe.validation.every_words
@@ -67,7 +82,7 @@ def _train_plain(recipe: Recipe, data: Path, run: Path, report: RankReport) -> N
                 validation.evaluate(update.published(flat.values), update.words)
     with activity("validate"):
         validation.evaluate(update.published(flat.values), update.words, final=True)
-    _end(journal, validation, update.words, [loader], {"dropped_windows": window.dropped})
+    end_run(journal, validation, update.words, [loader], {"dropped_windows": window.dropped}, source_words)
 
 
 def train_virtual(recipe: Recipe, data: Path, run: Path, workers: int, shards: int) -> None:
@@ -90,10 +105,13 @@ def _train_virtual(recipe: Recipe, data: Path, run: Path, workers: int, shards: 
     loaders = [Loader(corpus, recipe.loader, worker, workers) for worker in range(workers)]
     losses: list[tuple[float, int]] = [(0.0, 1)]
 
-    def gradient_of(worker: int, replica: Tensor, gradient: Tensor) -> BatchCounts:
+    def gradient_of(worker: int, replica: Tensor, gradient: Tensor) -> BatchCounts | None:
+        batch = loaders[worker].next_batch()
+        if batch is None:
+            return None
         flat.values.copy_(replica)
         with activity("compute"):
-            counts = trainee.add_gradient(loaders[worker].next_batch())  # into flat.gradients = gradient
+            counts = trainee.add_gradient(batch)  # into flat.gradients = gradient
         losses[0] = (counts.loss_sum, counts.target_words)
         return counts
 
@@ -105,17 +123,17 @@ def _train_virtual(recipe: Recipe, data: Path, run: Path, workers: int, shards: 
     report.counters = lambda: shard_counters(cluster_shards.shards[0]) | {"dropped_windows": cluster.dropped}
     next_validation = recipe.validation.every_words
     snapshot = torch.empty_like(flat.values)
-    while cluster.words < recipe.training.max_target_words and not validation.should_stop:
+    while cluster.words < recipe.training.max_target_words and not validation.should_stop and not cluster.finished:
         cluster.step()
         journal.training(cluster.words, losses[0][0] / losses[0][1], {"simulated_s": cluster.now_s})
         if cluster.words >= next_validation:
             next_validation = cluster.words + recipe.validation.every_words
             cluster_shards.parameters(snapshot)
             with activity("validate"):
-                validation.evaluate(snapshot, cluster.words)
+                validation.evaluate(snapshot, cluster.words, clock={"simulated_s": cluster.now_s})
     cluster_shards.parameters(snapshot)
     with activity("validate"):
-        validation.evaluate(snapshot, cluster.words, final=True)
+        validation.evaluate(snapshot, cluster.words, final=True, clock={"simulated_s": cluster.now_s})
     staleness = {str(k): v for k, v in sorted(cluster_shards.shards[0].staleness.items())}
     figures = {"simulated_s": cluster.now_s, "staleness": staleness, "dropped_windows": cluster.dropped}
-    _end(journal, validation, cluster.words, loaders, figures)
+    end_run(journal, validation, cluster.words, loaders, figures)

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from hpcnmt.config import from_mapping
 from hpcnmt.data.loader import LoaderConfig
 from hpcnmt.distributed.deadlines import DeadlineConfig
+from hpcnmt.distributed.synchronous import SyncConfig
 from hpcnmt.distributed.virtual import ClockConfig
 from hpcnmt.distributed.worker import WorkerConfig
 from hpcnmt.models.seq2seq import ModelConfig
@@ -22,8 +23,9 @@ Metric = Literal["cross_entropy", "bleu", "chrf"]
 class TrainingConfig:
     """Mode and length of the run."""
 
-    mode: Literal["async", "plain", "virtual"] = "async"
-    """async: workers and shards over MPI; plain: one process without an engine; virtual: logical workers in one process, simulated time."""
+    mode: Literal["async", "sync", "plain", "virtual"] = "async"
+    """async: workers and shards over MPI; sync: workers that sum every gradient (the baseline); plain: one process without an engine;
+    virtual: logical workers in one process, simulated time."""
     max_target_words: int = 1_000_000
     ema_alpha: float = 0.0
     seed: int = 1
@@ -42,6 +44,10 @@ class TrainingConfig:
         for name in ("max_target_words", "threads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"training.{name} is {getattr(self, name)}, expected at least 1")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"training.seed is {self.seed}, expected a number from 0 to 2**32 - 1")
+        if not 0.0 <= self.ema_alpha < 1.0:
+            raise ValueError(f"training.ema_alpha is {self.ema_alpha}, expected at least 0 (off) and less than 1")
 
 
 @dataclass(frozen=True)
@@ -62,6 +68,8 @@ class ValidationConfig:
                 f"found validation.every_words={self.every_words}, beam={self.beam}, patience={self.patience}; "
                 "expected every_words and beam of at least 1 and patience of at least 0"
             )
+        if self.patience and not self.stop_on:
+            raise ValueError("validation.stop_on is empty, expected at least one metric with validation.patience above 0")
 
 
 @dataclass(frozen=True)
@@ -77,19 +85,22 @@ class Recipe:
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     deadlines: DeadlineConfig = field(default_factory=DeadlineConfig)
     clock: ClockConfig = field(default_factory=ClockConfig)
+    sync: SyncConfig = field(default_factory=SyncConfig)
 
     @property
     def update(self) -> UpdateConfig:
-        """The update rule of shards, plain loop and virtual time."""
+        """The update rule of shards, synchronous workers, plain loop and virtual time."""
         return UpdateConfig(self.optimizer, self.schedule, self.training.ema_alpha)
 
 
+_ENGINE = ("training.ring_slots", "training.wire", "worker.overlap", "worker.local")
 WITHOUT_EFFECT = {
     ("model.type", "gru"): ("model.heads", "model.feedforward_dim", "model.encoder_layers", "model.decoder_layers"),
     ("model.type", "transformer"): ("model.hidden_dim", "model.layer_norm"),
-    ("training.mode", "async"): ("clock",),
-    ("training.mode", "plain"): ("clock", "deadlines", "training.ring_slots", "training.wire", "worker.overlap", "worker.local"),
-    ("training.mode", "virtual"): ("deadlines",),
+    ("training.mode", "async"): ("clock", "sync"),
+    ("training.mode", "sync"): ("clock", *_ENGINE),
+    ("training.mode", "plain"): ("clock", "deadlines", "sync", *_ENGINE),
+    ("training.mode", "virtual"): ("deadlines", "sync"),
     ("worker.local.mode", "off"): ("worker.local",),
     ("validation.patience", "0"): ("validation.stop_on",),
 }

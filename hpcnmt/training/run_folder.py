@@ -59,6 +59,7 @@ class RunFolder:
         """Makes the folder with the resolved recipe, `context` (versions, ranks) and the vocabularies of `prepared`;
         ValueError when it exists."""
         refuse_existing(path)
+        context = context | {"vocabulary": Vocabularies.read(prepared).digest}
         path.mkdir(parents=True)
         (path / "config.json").write_text(json.dumps(asdict(recipe) | {"context": context}, indent=2) + "\n", "utf-8")
         copy_vocabularies(prepared, path)
@@ -68,6 +69,7 @@ class RunFolder:
         """Writes NAME.safetensors beside its place, then renames it."""
         temporary = self.path / f".{name}.{os.getpid()}.part"
         save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, temporary)
+        temporary.chmod((self.path / "config.json").stat().st_mode & 0o777)  # safetensors would keep it from colleagues
         temporary.rename(self.path / f"{name}.safetensors")
 
     def load(self) -> tuple[Seq2Seq, Vocabularies]:
@@ -77,15 +79,16 @@ class RunFolder:
             if not path.is_file():
                 raise ValueError(f"found no {path}, expected the folder of a validated run: give --run the folder of hpcnmt train")
         try:
-            section = json.loads(config.read_text("utf-8"))["model"]
+            content = json.loads(config.read_text("utf-8"))
+            section, digest = content["model"], content["context"]["vocabulary"]
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{config} is not the configuration of a run ({error})") from error
         vocabularies = Vocabularies.read(self.path)
         model = build_model(from_mapping(ModelConfig, section, "model."), 0)
-        found = (vocabularies.target.size, vocabularies.separate_source_size)
-        expected = (model.config.vocabulary_size, model.config.source_vocabulary_size)
-        if found != expected:
-            raise ValueError(f"found vocabularies of {found} pieces in {self.path}, expected {expected}: take those of the same run")
+        if vocabularies.digest != digest:
+            raise ValueError(
+                f"found the vocabulary {vocabularies.digest[:12]} in {self.path}, expected {digest[:12]}: take that of the same run"
+            )
         try:
             model.load_state_dict(load_file(weights))
         except (SafetensorError, RuntimeError) as error:
@@ -100,7 +103,10 @@ class RunFolder:
         found = []
         for line in path.read_text("utf-8").splitlines():
             try:
-                found.append(json.loads(line))
+                record = json.loads(line)
             except ValueError:
                 break
+            if not isinstance(record, dict) or "kind" not in record:
+                raise ValueError(f"found {line[:40]!r} in {path}, expected the records of hpcnmt train")
+            found.append(record)
         return found

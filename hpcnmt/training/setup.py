@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,7 +12,9 @@ import torch
 import hpcnmt
 from hpcnmt import ops
 from hpcnmt.data.batching import Batch, plan_epoch
-from hpcnmt.data.corpus import TokenCorpus, read_description
+from hpcnmt.data.corpus import SIDES, TokenCorpus, read_description
+from hpcnmt.data.textio import read_lines
+from hpcnmt.data.vocabulary import Vocabularies
 from hpcnmt.distributed.layout import Layout
 from hpcnmt.distributed.worker import BatchCounts
 from hpcnmt.models.build import build_model
@@ -51,11 +54,14 @@ class Trainee:
         torch.set_num_threads(self.recipe.training.threads)
         torch.manual_seed(self.recipe.training.seed * 1000 + worker)
 
-    def add_gradient(self, batch: Batch) -> BatchCounts:
-        """Forward and backward: adds the gradient of the summed loss to the flat gradients."""
+    def add_gradient(self, batch: Batch, counted: Callable[[BatchCounts], None] | None = None) -> BatchCounts:
+        """Forward and backward: adds the gradient of the summed loss to the flat gradients; calls `counted` between the two."""
         loss, entropy = self.model.loss_sum(batch.source_ids, batch.source_lengths, batch.target_ids, batch.target_lengths)
+        counts = BatchCounts(batch.target_words, batch.source_words, len(batch.sentence_ids), float(entropy))
+        if counted is not None:
+            counted(counts)
         torch.autograd.backward(loss)
-        return BatchCounts(batch.target_words, batch.source_words, len(batch.sentence_ids), float(entropy))
+        return counts
 
     def open_run(self, path: Path, workers: int, shards: int, mpi: str) -> tuple[Journal, Validation]:
         """Creates the run folder; returns its journal and its validation."""
@@ -86,12 +92,25 @@ def choose_device(recipe: Recipe, local_worker: int) -> torch.device:
     return device
 
 
-def check_sizes(recipe: Recipe, data: Path, workers: int, shards: int) -> None:
-    """Checks before any rank starts: slices, window memory, enough batches. Raises ValueError or RuntimeError."""
+def check_corpus(data: Path) -> None:
+    """Checks that the prepared folder `data` is whole and of one vocabulary, before a run folder is made. Raises ValueError."""
+    digest = Vocabularies.read(data).digest
+    TokenCorpus(data, "train", digest)
+    sentences = len(TokenCorpus(data, "valid", digest))
+    for path in (data / f"valid.{side}.txt" for side in SIDES):
+        found = sum(1 for _ in read_lines(path))
+        if found != sentences:
+            raise ValueError(f"found {found} lines in {path}, expected {sentences}: the corpus is damaged, run hpcnmt prepare again")
+
+
+def check_sizes(recipe: Recipe, data: Path, workers: int, shards: int) -> Layout:
+    """Checks before any rank starts: the corpus, slices, enough batches. Returns the layout; raises ValueError."""
+    check_corpus(data)
     with torch.device("meta"):
         model = build_model(_sized(recipe.model, data), 0)
-    Layout(sum(p.numel() for p in model.parameters()), workers, shards, recipe.training.ring_slots, recipe.training.wire)
+    layout = Layout(sum(p.numel() for p in model.parameters()), workers, shards, recipe.training.ring_slots, recipe.training.wire)
     corpus = TokenCorpus(data, "train")
     batches = len(plan_epoch(corpus.source_lengths, corpus.target_lengths, recipe.loader.batch_words, recipe.loader.seed, 0))
     if batches < workers:
         raise ValueError(f"found {batches} batches in an epoch for {workers} workers: use fewer --workers or a smaller loader.batch_words")
+    return layout

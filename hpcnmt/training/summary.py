@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -11,13 +12,22 @@ from rich.table import Table
 from hpcnmt.training.run_folder import RunFolder
 
 
-def _staleness(run: Path) -> str:
+def _staleness(run: Path, end: dict[str, Any]) -> str:
     parts = []
     for path in sorted(run.glob("shard-*.json")):
-        counts = {int(k): v for k, v in json.loads(path.read_text("utf-8"))["staleness"].items()}
-        mean = sum(k * v for k, v in counts.items()) / max(sum(counts.values()), 1)
-        parts.append(f"{mean:.2f} (largest {max(counts, default=0)})")
+        try:
+            parts.append(_mean_and_largest(json.loads(path.read_text("utf-8"))["staleness"]))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path} is not the report of a shard ({error})") from error
+    if "staleness" in end:  # virtual time
+        parts.append(_mean_and_largest(end["staleness"]))
     return ", ".join(parts)
+
+
+def _mean_and_largest(staleness: dict[str, int]) -> str:
+    counts = {int(k): v for k, v in staleness.items()}
+    mean = sum(k * v for k, v in counts.items()) / max(sum(counts.values()), 1)
+    return f"{mean:.2f} (largest {max(counts, default=0)})"
 
 
 def print_summary(run: Path) -> None:
@@ -28,8 +38,11 @@ def print_summary(run: Path) -> None:
     rows: list[tuple[str, str]] = []
     evaluation = run / "evaluation.json"
     if evaluation.is_file():
-        scores = json.loads(evaluation.read_text("utf-8"))
-        rows += [("test BLEU", f"{scores['bleu']:.2f}"), ("test chrF", f"{scores['chrf']:.2f}")]
+        try:
+            scores = json.loads(evaluation.read_text("utf-8"))
+            rows += [("test BLEU", f"{scores['bleu']:.2f}"), ("test chrF", f"{scores['chrf']:.2f}")]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{evaluation} is not the output of hpcnmt evaluate --json ({error})") from error
     if validations:
         best = min(validations, key=lambda r: float(r["cross_entropy"]))
         rows.append(("best validation", f"{best['cross_entropy']:.4f} nats/word, BLEU {best['bleu']:.2f} at {best['target_words']} words"))
@@ -41,7 +54,7 @@ def print_summary(run: Path) -> None:
         rows.append(("padding", f"{end['padding_share']:.1%}"))
     else:
         rows.append(("training", "not ended"))
-    if staleness := _staleness(run):
+    if staleness := _staleness(run, end or {}):
         rows.append(("mean staleness", staleness))
     rows.append(("run folder", str(run)))
     table = Table(show_header=False, title="hpcnmt run")

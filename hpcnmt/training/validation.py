@@ -6,9 +6,9 @@ What is validated is what is saved: one consistent set of parameters, never a wo
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
-import sacrebleu
 from torch import Tensor
 
 from hpcnmt.data.corpus import TokenCorpus
@@ -16,6 +16,7 @@ from hpcnmt.data.loader import ordered_batches
 from hpcnmt.data.textio import read_lines
 from hpcnmt.data.vocabulary import Vocabularies
 from hpcnmt.inference.beam import BeamConfig
+from hpcnmt.inference.scores import corpus_scores
 from hpcnmt.inference.translate import translate_lines
 from hpcnmt.models.seq2seq import Seq2Seq
 from hpcnmt.optim.flat import FlatParameters
@@ -44,13 +45,19 @@ class Validation:
         """True once no metric of `stop_on` has improved for `patience` validations."""
         return 0 < self.config.patience <= self.stalled
 
-    def evaluate(self, snapshot: Tensor, target_words: int, final: bool = False) -> dict[str, float]:
-        """Validates the parameters `snapshot` [parameters]; keeps the best, and the last one as final.safetensors."""
+    def evaluate(
+        self, snapshot: Tensor, target_words: int, final: bool = False, clock: Mapping[str, float] | None = None
+    ) -> dict[str, float]:  # fmt: skip
+        """Validates the parameters `snapshot` [parameters]; keeps the best, and the last one as final.safetensors.
+
+        `clock` goes into the record: another time than that of this machine.
+        """
         begin = time.monotonic()
         replica = self.flat.values.clone()
         self.flat.values.copy_(snapshot)
         self.model.eval()
-        scores = {"cross_entropy": self._cross_entropy()} | self._translation_scores()
+        translation_scores, signatures = self._translation_scores()
+        scores = {"cross_entropy": self._cross_entropy()} | translation_scores
         improved = {name for name, score in scores.items() if self._is_best(name, score)}
         if self.config.keep_best_by in improved:
             self.run.save_model(self.flat.named_views(self.flat.values), "model")
@@ -61,7 +68,7 @@ class Validation:
         self.flat.values.copy_(replica)
         took = time.monotonic() - begin
         self.seconds += took
-        self.journal.record("validation", target_words, scores | {"took_s": took})
+        self.journal.record("validation", target_words, scores | {"took_s": took} | dict(clock or {}) | signatures)
         text = f"cross-entropy {scores['cross_entropy']:.4f} nats/word, BLEU {scores['bleu']:.2f}, chrF {scores['chrf']:.2f}"
         self.journal.say(f"validation at {target_words} target words: {text}")
         return scores
@@ -81,8 +88,7 @@ class Validation:
             words += batch.target_words
         return loss / words
 
-    def _translation_scores(self) -> dict[str, float]:
+    def _translation_scores(self) -> tuple[dict[str, float], dict[str, str]]:
         found = translate_lines(self.model, self.vocabularies, self.sources, BeamConfig(self.config.beam))
         hypotheses = [translations[0].text for translations in found]
-        bleu = sacrebleu.corpus_bleu(hypotheses, [self.references], force=True)
-        return {"bleu": bleu.score, "chrf": sacrebleu.corpus_chrf(hypotheses, [self.references]).score}
+        return corpus_scores(hypotheses, self.references)

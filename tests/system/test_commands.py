@@ -3,44 +3,27 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from hpcnmt.data.sample import word_by_word, write_sample_corpus
-from tests.processes import run
+from hpcnmt.data.vocabulary import train_vocabulary
+from tests.commands import hpcnmt, prepare_sample, records, train
+from tests.need import mpiexec
 
 pytestmark = [pytest.mark.system, pytest.mark.mpi]
-SMALL = ["training.max_target_words=12000", "validation.every_words=5000", "model.embedding_dim=32", "model.feedforward_dim=32"]
-
-
-def hpcnmt(*arguments: object, stdin: bytes = b"", deadline_s: float = 120) -> subprocess.CompletedProcess[str]:
-    """Runs one command of hpcnmt."""
-    return run([sys.executable, "-m", "hpcnmt", *arguments], deadline_s, stdin)
-
-
-def train(folder: Path, run: str, *options: object, settings: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
-    flags = [part for setting in (*SMALL, *settings) for part in ("--set", setting)]
-    return hpcnmt("train", "sample", "--data", folder / "prepared", "--run", folder / run, *options, *flags)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("system")
-    write_sample_corpus(path / "text", train=600, valid=20, test=20)
-    files = [f"--{split}-{side}={path / 'text' / f'{split}.{end}'}" for split in ("train", "valid")
-             for side, end in (("source", "src"), ("target", "trg"))]  # fmt: skip
-    done = hpcnmt("prepare", *files, "--out", path / "prepared", "--vocabulary-size", 300)
-    assert done.returncode == 0, done.stderr
+    prepare_sample(path)
     done = train(path, "async", "--workers", 2, "--shards", 2, "--trace", settings=("worker.overlap=1", "worker.delay=2"))
     assert done.returncode == 0, done.stderr
     return path
-
-
-def records(run: Path, kind: str) -> list[dict[str, float]]:
-    return [r for r in map(json.loads, (run / "metrics.jsonl").read_text().splitlines()) if r["kind"] == kind]
 
 
 def test_asynchronous_training_leaves_a_whole_run_folder(folder: Path) -> None:
@@ -48,6 +31,7 @@ def test_asynchronous_training_leaves_a_whole_run_folder(folder: Path) -> None:
     shards = [json.loads((run / f"shard-{i}.json").read_text()) for i in range(2)]
     end = records(run, "end")[0]
     assert {s["target_words"] for s in shards} == {end["target_words"]} and end["target_words"] >= 12000
+    assert {r["bleu_signature"].startswith("nrefs:1") for r in records(run, "validation")} == {True}
     assert len(records(run, "validation")) >= 2 and (run / "tensorboard").is_dir()
     assert {p.name for p in run.glob("*.safetensors")} == {"model.safetensors", "final.safetensors"}
 
@@ -82,6 +66,8 @@ def test_the_modes_in_one_process_train_the_same_way(folder: Path, mode: str, op
     assert hpcnmt("status", "--run", folder / mode).stdout.count("ended") == 1
     curve = [r["cross_entropy"] for r in records(folder / mode, "validation")]
     assert curve[-1] < curve[0] < 8
+    shown = hpcnmt("summary", "--run", folder / mode).stdout
+    assert all(word in shown for word in ("source", "target", "total", "staleness")[: 4 if mode == "virtual" else 3]), shown
 
 
 def test_separate_vocabularies_from_text_to_translation(folder: Path) -> None:
@@ -126,7 +112,13 @@ def test_wrong_input_is_one_line_and_writes_nothing(folder: Path) -> None:
         (train(folder, "async"), "exists already"),
         (train(folder, "new", "--shards", 1000000), "use fewer --shards"),
         (train(folder, "new", "--workers", 5000), "use fewer --workers"),
-        (train(folder, "new", "--workers", 2, settings=("training.mode=plain",)), "no effect with training.mode=plain"),
+        (train(folder, "new", "--workers", 0, settings=("training.mode=plain",)), "no effect with training.mode=plain"),
+        (train(folder, "new", "--workers", 5000, settings=("training.mode=virtual",)), "use fewer --workers"),
+        (train(folder, "text/test.src/new"), "cannot use"),
+        (train(folder, "new", settings=("training.ring_slots=10000000",)), "in /dev/shm: use a smaller model"),
+        (hpcnmt("sample-corpus", "--out", folder / "text" / "test.src" / "new"), "cannot use"),
+        (hpcnmt("translate", "--run", folder / "async", "--n-best", 7), "expected 1 <= n_best <= beam"),
+        (hpcnmt("translate", "--run", folder / "async", "--batch-sentences", -1, stdin=b"x\n"), "expected at least 1"),
         (hpcnmt("train", "sample", "--data", folder / "none", "--run", folder / "new"), "run hpcnmt prepare"),
         (hpcnmt("translate", "--run", folder / "none", stdin=b"x\n"), "give --run the folder of hpcnmt train"),
         (hpcnmt("translate", "--run", folder / "async", stdin=b"x\n\xff\n"), "standard input:2: found bytes that are not UTF-8"),
@@ -137,8 +129,52 @@ def test_wrong_input_is_one_line_and_writes_nothing(folder: Path) -> None:
     ]
     for done, message in runs:
         assert done.returncode == 2, (message, done.stderr)
-        assert message in done.stderr and len(done.stderr.strip().splitlines()) == 1, done.stderr
+        assert message in done.stderr and own_lines(done.stderr) == 1, done.stderr
     assert not (folder / "new").exists()
+
+
+def own_lines(text: str) -> int:
+    """Different lines of hpcnmt or of Python: several ranks may say the same, and launchers add words about an aborted job."""
+    return len({line for line in text.splitlines() if line.startswith(("hpcnmt:", "Traceback"))})
+
+
+def launched(ranks: int, *arguments: object) -> subprocess.CompletedProcess[str]:
+    return hpcnmt(*arguments, launcher=(mpiexec(), "-n", str(ranks)))
+
+
+def test_a_wrong_world_is_refused_in_one_line_before_anything_is_written(folder: Path) -> None:
+    command = ("train", "sample", "--data", folder / "prepared", "--run", folder / "new")
+    runs = [
+        (launched(2, *command), "found a world of 2 ranks, expected 2 workers + 1 shards = 3"),
+        (launched(3, *command, "--set", "loader.batch_words=1000000"), "found 1 batches in an epoch for 2 workers"),
+        (launched(3, *command[:-1], folder / "async"), "exists already"),
+    ]
+    for done, message in runs:
+        assert done.returncode == 2 and message in done.stderr and own_lines(done.stderr) == 1, done.stderr
+    done = launched(2, *command, "--set", "training.mode=plain")
+    assert done.returncode == 2 and "is one process, but the launcher started 2" in done.stderr, done.stderr
+    assert not (folder / "new").exists()
+
+
+def test_an_error_in_training_ends_all_ranks_with_its_traceback(folder: Path) -> None:
+    done = train(folder, "diverged", settings=("schedule.learning_rate=1.0e38", "training.max_target_words=500000"))
+    assert done.returncode not in (0, 2) and "Traceback" in done.stderr and "training has diverged; lower schedule" in done.stderr
+
+
+def test_a_vocabulary_of_another_run_is_refused(folder: Path, tmp_path: Path) -> None:
+    write_sample_corpus(tmp_path / "text", seed=2, train=600, valid=20, test=20)
+    lines = [line for end in ("src", "trg") for line in (tmp_path / "text" / f"train.{end}").read_text().splitlines()]
+    train_vocabulary(lines, tmp_path / "vocab.model", 300)
+    for name in ("prepared", "async"):
+        shutil.copytree(folder / name, tmp_path / name)
+        shutil.copyfile(tmp_path / "vocab.model", tmp_path / name / "vocab.model")
+    runs = [
+        (train(tmp_path, "new", settings=("training.mode=plain",)), "was prepared with the vocabulary"),
+        (hpcnmt("translate", "--run", tmp_path / "async", stdin=b"x\n"), "take that of the same run"),
+    ]
+    for done, message in runs:
+        assert done.returncode == 2 and message in done.stderr and own_lines(done.stderr) == 1, done.stderr
+    assert not (tmp_path / "new").exists()
 
 
 def test_the_sample_needs_more_than_a_dictionary_and_holds_unseen_combinations(folder: Path) -> None:

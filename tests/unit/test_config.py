@@ -33,6 +33,15 @@ def test_shipped_recipes_are_valid(path: Path) -> None:
         (["worker"], "expected --set SECTION.OPTION=VALUE"),
         (["worker.delay.x=1"], "delay is not a section"),
         (["worker=3"], "found 3 for worker., expected a mapping"),
+        (["worker.delay=[1"], r"found --set 'worker.delay=\[1', whose value is not valid YAML"),
+        (["schedule.learning_rate=.nan"], "found nan for schedule.learning_rate, expected a finite number"),
+        (["worker.clip_norm=.inf"], "found inf for worker.clip_norm, expected a finite number"),
+        (["schedule.learning_rate=fast"], "found 'fast' for schedule.learning_rate, expected a finite number"),
+        (["training.max_target_words=0"], "training.max_target_words is 0, expected at least 1"),
+        (["training.ema_alpha=1"], "training.ema_alpha is 1.0"),
+        (["training.seed=-1"], "training.seed is -1"),
+        (["loader.seed=-1"], "loader.seed is -1"),
+        (["validation.stop_on=[]", "validation.patience=2"], "validation.stop_on is empty"),
     ],
 )
 def test_wrong_options_are_refused(settings: list[str], message: str) -> None:

@@ -15,6 +15,7 @@ from hpcnmt.distributed.deadlines import DeadlineConfig
 from hpcnmt.distributed.exchange import Exchange
 from hpcnmt.distributed.layout import FINAL_SNAPSHOT, Layout
 from hpcnmt.distributed.message import Kind, PushHeader
+from hpcnmt.distributed.scripted import replay
 from hpcnmt.distributed.shard import Shard, ShardConfig
 from hpcnmt.distributed.transport import LocalTransport
 from hpcnmt.distributed.virtual import ClockConfig, LocalShards, VirtualCluster
@@ -110,6 +111,9 @@ def test_threads_apply_every_push_once_and_cuts_are_consistent() -> None:
     cuts = world.shards[0].cuts
     assert len(cuts) > 1 and cuts[-1][0] == FINAL_SNAPSHOT
     assert cuts == world.shards[1].cuts  # both shards stand on the same words at every cut
+    again = replay([s.log for s in world.shards], layout, config, quadratic.gradients(3), quadratic.initial())
+    published = [shard.memory.ring[shard.version % layout.ring_slots] for shard in world.shards]
+    assert torch.equal(again, torch.cat(published))  # the same interleaving gives the same numbers, by threads or one by one
 
 
 def test_pull_rejects_a_replica_that_was_overwritten_meanwhile() -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
+import pytest
+
 PACKAGE = Path(__file__).parents[2] / "hpcnmt"
 FORBIDDEN = {
     "models": {"data", "distributed", "inference", "training"},
@@ -21,7 +23,8 @@ def imported_parts(code: str) -> set[str]:
     for node in ast.walk(ast.parse(code)):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative imports would hide from this rule"
             names |= {f"{node.module}.{alias.name}" for alias in node.names}
     return {name.split(".")[1] for name in names if name.startswith("hpcnmt.")}
 
@@ -36,3 +39,5 @@ def test_import_rules() -> None:
 
 def test_a_violation_is_seen() -> None:
     assert imported_parts("from hpcnmt import models\nimport hpcnmt.data.corpus") == {"models", "data"}
+    with pytest.raises(AssertionError, match="relative imports"):
+        imported_parts("from ..models import gru")

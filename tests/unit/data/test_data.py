@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import lzma
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +18,8 @@ from hpcnmt.data.batching import make_batch, plan_epoch
 from hpcnmt.data.corpus import TokenCorpus, read_description
 from hpcnmt.data.loader import Loader, LoaderConfig, ordered_batches
 from hpcnmt.data.prepare import PrepareConfig, PrepareReport, prepare
+from hpcnmt.data.sample import write_sample_corpus
+from hpcnmt.data.textio import read_lines
 from hpcnmt.data.vocabulary import EOS, Vocabularies
 
 WORDS = "red green blue house tree river walks sees the a small large".split()
@@ -75,6 +79,42 @@ def test_prepare_refuses(tmp_path: Path) -> None:
     config.out.mkdir()
     with pytest.raises(ValueError, match="exists already"):
         prepare(config)
+
+
+@pytest.mark.parametrize(("ending", "pack"), [("gz", gzip.compress), ("xz", lzma.compress)])
+def test_archives_are_read_and_broken_ones_refused(tmp_path: Path, ending: str, pack: Callable[[bytes], bytes]) -> None:
+    lines = [f"sentence {i} of {i * i % 97}" for i in range(500)]
+    path = tmp_path / f"text.{ending}"
+    data = pack("\n".join(lines).encode())
+    path.write_bytes(data)
+    assert list(read_lines(path)) == lines
+    for broken in (data[: len(data) // 2], b"no archive", data[:40] + bytes(20) + data[60:]):
+        path.write_bytes(broken)
+        with pytest.raises(ValueError, match="found a broken archive after line"):
+            list(read_lines(path))
+
+
+def test_prepare_refuses_numbers_it_cannot_use(tmp_path: Path) -> None:
+    config = write_text(tmp_path)
+    with pytest.raises(ValueError, match="cannot train a vocabulary of 9 pieces"):
+        prepare(replace(config, vocabulary_size=9))
+    for changes in ({"max_length": 0}, {"max_length_ratio": float("nan")}):
+        with pytest.raises(ValueError, match="expected at least 1 for both"):
+            replace(config, **changes)
+    assert not config.out.exists() and not list(tmp_path.glob(".out*"))
+
+
+def test_the_sample_corpus_appears_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: Path, *_: object) -> int:
+        raise OSError(28, "No space left on device", str(self))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", full)
+        with pytest.raises(OSError, match="No space left"):
+            write_sample_corpus(tmp_path / "text", train=10, valid=2, test=2)
+    assert list(tmp_path.iterdir()) == []
+    write_sample_corpus(tmp_path / "text", train=10, valid=2, test=2)
+    assert len(list((tmp_path / "text").iterdir())) == 6
 
 
 def test_a_damaged_corpus_and_another_vocabulary_are_refused(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -17,7 +17,7 @@ from hpcnmt import ops
 from hpcnmt.ops import reference
 
 BLOCK = 16384  # elements of one block of the kernels (csrc/cpu/bind.cpp)
-SIZES = st.one_of(st.integers(1, 200), st.integers(BLOCK - 40, BLOCK + 40), st.integers(3 * BLOCK - 5, 3 * BLOCK + 5))
+SIZES = st.one_of(st.integers(0, 200), st.integers(BLOCK - 40, BLOCK + 40), st.integers(3 * BLOCK - 5, 3 * BLOCK + 5))
 OFFSETS = st.integers(0, 17)
 TYPES = st.sampled_from([torch.float32, torch.bfloat16])
 LARGE = 1 << 20  # from here on results are written past the caches
@@ -48,6 +48,8 @@ def step_arguments(seed: int, size: int, offset: int, dtype: torch.dtype) -> lis
     seed=st.integers(0, 2**31), size=SIZES, offset=OFFSETS, dtype=TYPES, beta1=st.floats(-0.9, 0.99), beta2=st.floats(0.5, 0.9999),
     decay=st.sampled_from([0.0, 0.1]), optional=st.tuples(*[st.booleans()] * 5),
 )  # fmt: skip
+@example(1, LARGE + 5, 3, torch.float32, 0.9, 0.98, 0.1, (True, False, True, True, False))
+@example(2, LARGE + 5, 1, torch.bfloat16, 0.9, 0.98, 0.0, (True, True, True, False, True))
 def test_step(
     seed: int, size: int, offset: int, dtype: torch.dtype, beta1: float, beta2: float, decay: float, optional: tuple[bool, ...]
 ) -> None:
@@ -87,6 +89,8 @@ def test_accumulate_and_sum_squares(seed: int, size: int, offset: int, dtype: to
     seed=st.integers(0, 2**31), size=SIZES, offset=OFFSETS, dtype=TYPES, clip=st.sampled_from([0.0, 0.01, 100.0]),
     feedback=st.booleans(),
 )  # fmt: skip
+@example(1, LARGE + 5, 3, torch.float32, 0.01, True)
+@example(2, LARGE + 5, 1, torch.bfloat16, 0.0, True)
 def test_pack(seed: int, size: int, offset: int, dtype: torch.dtype, clip: float, feedback: bool) -> None:
     accumulator, residual = vectors(seed, size, offset, 2)
     stats = ops.new_stats()
@@ -117,6 +121,29 @@ def test_select(seed: int, size: int, dtype: torch.dtype, threshold: float, room
         results.append([g, r, values, indices, stats])
     for found, expected in zip(*results, strict=True):
         assert torch.equal(found, expected)
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 2**31), size=SIZES, offset=OFFSETS, dtype=TYPES, pushes=st.integers(1, 6))
+def test_a_step_by_the_sum_of_several_pushes(seed: int, size: int, offset: int, dtype: torch.dtype, pushes: int) -> None:
+    inbox = [push.to(dtype) for push in vectors(seed, size, offset, pushes)]
+    as_pushed = [push.clone() for push in inbox]
+    parameters, moment1, moment2, ema = vectors(seed + 1, size, offset, 4)
+    moment2 = 0.1 + moment2.square()
+    factors = ops.StepFactors(0.01, 1 / pushes, 0.9, 0.98, ema_share=0.2).fill(torch.empty(ops.FACTORS))
+    total, stats, out = torch.zeros(size), ops.new_stats(), torch.empty(size)
+    for push in inbox:
+        ops.accumulate_(total, push, stats, zero_gradient=False)
+    exact = torch.stack([push.double() for push in inbox]).sum(0)
+    torch.testing.assert_close(total.double(), exact, rtol=2e-6, atol=2e-6)
+    assert all(torch.equal(push, before) for push, before in zip(inbox, as_pushed, strict=True))
+    m, v, e = moment1.clone(), moment2.clone(), ema.clone()
+    ops.shard_step_(total, parameters, m, v, factors, stats, out=out, ema=e, zero_wire=True)
+    expected = torch.empty(size)
+    reference.step(exact.float(), parameters, moment1, moment2, factors, ops.new_stats(), out=expected, ema=ema)
+    for found, wanted in zip((out, m, v, e), (expected, moment1, moment2, ema), strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+    assert not total.any() and stats[1] == 0
 
 
 def test_error_feedback_loses_nothing_over_many_windows() -> None:
@@ -171,6 +198,11 @@ for size in (1, 33, 16385, 300001, 2000003):
         stats = ops.new_stats()
         torch.ops.hpcnmt.step(g, p, m, v, factors, stats, accumulator=a, out=o, ema=e)
         if %(sums)d: digest.update(stats.numpy().tobytes())
+        ops.accumulate_(a, g, stats, 0.5, False)
+        if %(sums)d: digest.update(stats.numpy().tobytes())
+        values, indices = torch.zeros(size // 3), torch.zeros(size // 3, dtype=torch.int64)
+        ops.drop_small_(g, m.clone(), values, indices, ops.new_stats(), 0.5)
+        digest.update(values.numpy().tobytes() + indices.numpy().tobytes())
         wire = torch.empty(size, dtype=dtype)
         stats[0] = 0  # no clipping: sums may differ between instruction sets
         ops.pack_(a, wire, stats, 10, 1.0, e)

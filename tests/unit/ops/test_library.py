@@ -42,15 +42,17 @@ def test_opcheck(index: int) -> None:
     torch.library.opcheck(getattr(torch.ops.hpcnmt, name).default, arguments, options)
 
 
-def test_a_compiled_program_does_the_same() -> None:
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_a_compiled_program_does_the_same(backend: str) -> None:
     def program(p: Tensor, g: Tensor, m: Tensor, v: Tensor, a: Tensor, factors: Tensor, stats: Tensor) -> Tensor:
         ops.local_step_(p, g * 2, m, v, factors, stats, a)
+        ops.sum_squares(m, stats)
         return p + 1
 
     factors = ops.StepFactors(0.1).fill(torch.empty(ops.FACTORS))
     arguments = [rand() for _ in range(5)] + [factors, ops.new_stats()]
     ours, theirs = [a.clone() for a in arguments], [a.clone() for a in arguments]
-    compiled = torch.compile(program, backend="aot_eager", fullgraph=True)
+    compiled = torch.compile(program, backend=backend, fullgraph=True)
     assert torch.equal(program(*ours), compiled(*theirs))
     assert all(torch.equal(x, y) for x, y in zip(ours, theirs, strict=True))
 

@@ -27,10 +27,10 @@ def test_kernels_are_clean_under_sanitizers(tmp_path: Path) -> None:
         shutil.copy(ROOT / part, tmp_path)
     environment = os.environ | {"HPCNMT_SANITIZE": "1", "HPCNMT_CUDA": "0", "PYTHONPATH": str(tmp_path)}
     build = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
-    subprocess.run(build, cwd=tmp_path, env=environment, check=True, timeout=300, capture_output=True)
+    subprocess.run(build, cwd=tmp_path, env=environment, check=True, timeout=600, capture_output=True)
     (built,) = (tmp_path / "hpcnmt/ops").glob("_kernels*.so")
     assert b"__asan_init" in built.read_bytes()
     environment |= {"LD_PRELOAD": " ".join(preload), "ASAN_OPTIONS": "detect_leaks=0"}
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "tests/unit/ops/test_kernels.py"]
-    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
     assert result.returncode == 0, (result.stdout + result.stderr)[-6000:]

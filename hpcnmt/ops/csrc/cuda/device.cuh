@@ -4,6 +4,8 @@
 #include <cooperative_groups.h>
 #include <cuda_runtime.h>
 
+#include <type_traits>
+
 #include "kernels.h"
 
 namespace hpcnmt {
@@ -101,6 +103,7 @@ __device__ __forceinline__ void finish(Partial mine, Partial* partials, double* 
 // A cooperative launch of as many blocks as are of use and fit on the device at once.
 template <class... P, class... A>
 cudaError_t launch_grid(const Launch& launch, std::int64_t groups, void (*kernel)(P...), A... arguments) {
+  static_assert((std::is_same_v<P, A> && ...), "the launch hands over addresses: types must be those of the kernel");
   int device = 0, processors = 0, resident = 0;
   cudaError_t error = cudaGetDevice(&device);
   if (error == cudaSuccess) error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
