@@ -1,8 +1,12 @@
 """MPI windows: the transport of a real run, and the main loop of a shard rank.
 
 Windows come from MPI.Win.Allocate only (zero bytes on workers) and stay in one passive epoch for the whole run. The shard touches its own
-memory alone and calls Iprobe for progress; workers Rput, Rget, Flush and Accumulate(REPLACE). No blocking collective: start and end use
+memory alone and calls Iprobe for progress; workers Rput and Flush, Rget, and Rget_accumulate. No blocking collective: start and end use
 Ibarrier with Test and sleep, because blocking calls burn the core of an oversubscribed machine.
+
+Only puts are flushed. With MPICH over libfabric a Flush, of whatever window and rank, returns only when every transfer of the process
+is complete: one flush to read a control word would stop all that runs beside the transfer in flight. A get and a fetching accumulate
+are complete when their request is, for the data are back.
 """
 
 from __future__ import annotations
@@ -89,6 +93,7 @@ class MpiWindows:
         self.control = MPI.Win.Allocate(8 * layout.control_words if mine else 0, 8, comm=self.comm)
         self.windows = (self.inbox, self.ring, self.control)
         self._requests: dict[int, list[MPI.Request]] = {shard: [] for shard in range(layout.shards)}
+        self._unflushed: dict[int, MPI.Win] = {}  # by shard: the window that was put to
         self.memory: ShardMemory | None = None
         if mine:
             inbox = torch.frombuffer(cast(Any, self.inbox.tomemory()), dtype=wire_type(layout))
@@ -105,9 +110,11 @@ class MpiWindows:
 
     def put(self, shard: int, worker: int, data: Tensor) -> None:
         self._transfer(self.inbox.Rput, shard, worker * self.layout.slice_size(shard), data)
+        self._unflushed[shard] = self.inbox
 
     def put_initial(self, shard: int, parameters: Tensor) -> None:
         self._transfer(self.ring.Rput, shard, 0, parameters)
+        self._unflushed[shard] = self.ring
 
     def get(self, shard: int, slot: int, out: Tensor) -> None:
         self._transfer(self.ring.Rget, shard, slot * self.layout.slice_size(shard), out)
@@ -126,25 +133,26 @@ class MpiWindows:
     def flush(self, shard: int) -> None:
         self.deadlines.wait(f"data transfer with shard {shard}", lambda: self.is_complete(shard), self.pause)
         self._requests[shard].clear()
-        self.inbox.Flush(self._rank(shard))
-        self.ring.Flush(self._rank(shard))
+        window = self._unflushed.pop(shard, None)
+        if window is not None:
+            window.Flush(self._rank(shard))
 
     def write_words(self, shard: int, offset: int, words: Words) -> None:
-        self.control.Put([words, MPI.LONG], self._rank(shard), target=(offset, words.size, MPI.LONG))
-        self.control.Flush(self._rank(shard))
+        self._fetch(shard, offset, words, MPI.REPLACE)
 
     def raise_flag(self, shard: int, offset: int, sequence: int) -> None:
-        word = np.array([sequence], np.int64)
-        self.control.Accumulate([word, MPI.LONG], self._rank(shard), target=(offset, 1, MPI.LONG), op=MPI.REPLACE)
-        self.control.Flush(self._rank(shard))
+        self._fetch(shard, offset, np.array([sequence], np.int64), MPI.REPLACE)
 
     def read_words(self, shard: int, offset: int, count: int) -> Words:
-        out: Words = np.empty(count, np.int64)
-        nothing: Words = np.zeros(count, np.int64)
-        target = (offset, count, MPI.LONG)
-        self.control.Get_accumulate([nothing, MPI.LONG], [out, MPI.LONG], self._rank(shard), target=target, op=MPI.NO_OP)
-        self.control.Flush(self._rank(shard))
-        return out
+        return self._fetch(shard, offset, np.zeros(count, np.int64), MPI.NO_OP)
+
+    def _fetch(self, shard: int, offset: int, words: Words, operation: MPI.Op) -> Words:
+        """Control words as they were before `operation` took `words` to them; at the shard it is done when they are back."""
+        before: Words = np.empty_like(words)
+        target = (offset, words.size, MPI.LONG)
+        request = self.control.Rget_accumulate([words, MPI.LONG], [before, MPI.LONG], self._rank(shard), target=target, op=operation)
+        self.deadlines.wait(f"control words of shard {shard}", lambda: bool(request.Test()), self.pause)
+        return before
 
     def pause(self) -> None:
         time.sleep(POLL_S)
