@@ -7,6 +7,8 @@ Called by the command line, also on every rank: `mpiexec -n 3 hpcnmt doctor` tes
 
 from __future__ import annotations
 
+import importlib.metadata
+import importlib.util
 import json as json_library
 import os
 import platform
@@ -28,6 +30,8 @@ SHM_NEEDED_BYTES = 64 << 20
 SHM_COMFORTABLE_BYTES = 1 << 30
 WORLD_SIZE_NAMES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
 RANK_NAMES = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID")
+HOROVOD_MPI = {"mpich": b"libmpi.so.12", "openmpi": b"libmpi.so.40"}
+"""Name of the library that a Horovod for this family asks for."""
 LAUNCHER_PREFIXES = ("OMPI_COMM_WORLD_", "PMI_", "PMIX_")
 
 
@@ -79,6 +83,28 @@ def check_software() -> list[Check]:
     else:
         checks.append(Check("kernels", ops.IN_USE, "advice", "the optimizer's steps take longer than they need to"))
     return checks
+
+
+def check_synchronous(family: str) -> Check:
+    """Whether mode sync can use Horovod, and for which MPI it was built; the library names its MPI in its own file."""
+    spec = importlib.util.find_spec("horovod")
+    if spec is None or not spec.submodule_search_locations:
+        fix = f"training.mode=sync: bash env/horovod.sh {family if family in HOROVOD_MPI else 'mpich'} builds it, or sync.backend=torch"
+        return Check("horovod", "not installed", "advice", fix)
+    found = f"Horovod {importlib.metadata.version('horovod')}"
+    libraries = sorted(Path(spec.submodule_search_locations[0]).glob("torch/mpi_lib_v2*.so"))
+    text = libraries[0].read_bytes() if libraries else b""
+    built = [name for name, library in HOROVOD_MPI.items() if library in text]
+    fix = f"bash env/horovod.sh {family} builds it for this MPI and torch; or use sync.backend=torch"
+    if built and family in HOROVOD_MPI and family not in built:
+        return Check("horovod", f"{found}, built for {' and '.join(built)}, but the MPI here is {family}", "advice", fix)
+    script = "import mpi4py; mpi4py.rc.initialize = False; from mpi4py import MPI; import horovod.torch"  # loads the libraries only
+    try:
+        subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=RING_LIMIT_S, check=True)
+    except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+        last = (str(error.stderr or error).strip()).splitlines()[-1]
+        return Check("horovod", f"{found} does not load: {last}", "advice", fix)
+    return Check("horovod", f"{found}, built for {' and '.join(built) or 'another MPI'}")
 
 
 def check_machine() -> list[Check]:
@@ -233,7 +259,7 @@ def print_report(checks: list[Check], as_json: bool) -> None:
 def run_doctor(json: bool = False) -> int:
     """Prints the report (rank 0 only, in a launched world); returns 1 if there is any problem, else 0."""
     mpi_checks, family = check_mpi()
-    checks = check_software() + check_machine() + mpi_checks + check_communication(family)
+    checks = check_software() + check_machine() + mpi_checks + [check_synchronous(family)] + check_communication(family)
     rank = next((os.environ[name] for name in RANK_NAMES if name in os.environ), "0")
     if launched_size(os.environ) is None or rank == "0":
         print_report(checks, json)

@@ -45,5 +45,9 @@ def bench(arguments: Sequence[str]) -> int:
     kind = parser.parse_args(arguments[:1]).kind
     parsed = bench_parser(kind).parse_args(arguments[1:])
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # as Ctrl-C: what was started is ended on the way out
-    result: int = parsed.run(parsed)
+    try:
+        result: int = parsed.run(parsed)
+    except RuntimeError as error:  # a measured program failed: its own words say why, our traceback would hide them
+        sys.stderr.write(f"hpcnmt bench {kind}: {error}\n")
+        return 1
     return result

@@ -25,6 +25,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from hpcnmt.bench.comm import link_bytes_per_s
 from hpcnmt.bench.launch import launch
 from hpcnmt.bench.options import choices, numbers
 from hpcnmt.bench.results import Figures, Results
@@ -157,12 +158,12 @@ def measure(variant: Variant, arguments: argparse.Namespace) -> Figures:
     }  # fmt: skip
 
 
-def combine(variant: Variant, rounds: list[Figures], arguments: argparse.Namespace) -> Figures:
+def combine(variant: Variant, rounds: list[Figures], network: Figures) -> Figures:
     """The figures of a point from its rounds: rates are medians, everything else is that of the median round."""
     rates = [figures["target_words_per_s"] for figures in rounds]
     middle = sorted(rounds, key=lambda figures: float(figures["target_words_per_s"]))[(len(rounds) - 1) // 2]
     rate = statistics.median(rates)
-    settings = asdict(variant.point) | {"backend": variant.label, "compute": "simulated", "network": arguments.network}
+    settings = asdict(variant.point) | {"backend": variant.label, "compute": "simulated"} | network
     # simulated sentences have as many source words as target words
     return middle | {
         "settings": settings, "rounds": rates, "target_words_per_s": rate, "source_words_per_s": rate, "total_words_per_s": 2 * rate,
@@ -178,6 +179,10 @@ def run(arguments: argparse.Namespace) -> int:
         return runs.measure(Results(arguments.out, "throughput", config | runs.config))
     planned = list(groups(arguments))
     results = Results(arguments.out, "throughput", config)
+    network: Figures = {"network": arguments.network}
+    if arguments.launcher:  # ranks of one host share memory and have no link
+        network["link_bytes_per_s"] = link_bytes_per_s(arguments.launcher)
+        print(f"link: {network['link_bytes_per_s'] / 1e6:.1f} MB/s each way (raw puts)", flush=True)
     for variants in planned:
         todo = [variant for variant in variants if variant.key not in results]
         rounds: dict[str, list[Figures]] = {variant.key: [] for variant in todo}
@@ -186,7 +191,7 @@ def run(arguments: argparse.Namespace) -> int:
             rate = rounds[variant.key][-1]["target_words_per_s"]
             print(f"{variant.key}: {rate:,.0f} target words/s (round {turn + 1} of {arguments.rounds})", flush=True)
         for variant in todo:
-            results.add(variant.key, combine(variant, rounds[variant.key], arguments))
+            results.add(variant.key, combine(variant, rounds[variant.key], network))
         results.summarize(summarize(results.points))
     print(f"wrote {arguments.out}: hpcnmt report {arguments.out} --out report.html shows it")
     return 0

@@ -112,12 +112,13 @@ class RealRuns:
             for path in run.glob("shard-*.json"):
                 for steps, count in json.loads(path.read_text("utf-8"))["staleness"].items():
                     staleness[steps] = staleness.get(steps, 0) + count
-            return end | {"staleness": staleness}
+            config = json.loads((run / "config.json").read_text("utf-8"))
+            return end | {"staleness": staleness, "parameters": config["context"]["parameters"]}
 
     def _combine(self, point: RealPoint, rounds: list[Figures]) -> Figures:
         names = ("target_words_per_s", "source_words_per_s", "total_words_per_s")
         cores = os.cpu_count() or 1
-        settings = vars(point) | {
+        settings = vars(point) | {"parameters": rounds[0]["parameters"]} | {
             "compute": "real", "batch_s": 0.0, "straggler": 1.0, "network": "host", "oversubscribed": point.workers + point.shards > cores
         }  # fmt: skip
         return {

@@ -13,7 +13,7 @@ import torch
 from hpcnmt.distributed import pipeline
 from hpcnmt.distributed.deadlines import DeadlineConfig
 from hpcnmt.distributed.exchange import Exchange
-from hpcnmt.distributed.layout import FINAL_SNAPSHOT, Layout
+from hpcnmt.distributed.layout import FINAL_SNAPSHOT, GLOBAL_WORDS, SNAPSHOT, Layout
 from hpcnmt.distributed.message import Kind, PushHeader
 from hpcnmt.distributed.scripted import replay
 from hpcnmt.distributed.shard import Shard, ShardConfig
@@ -141,6 +141,38 @@ def test_deadline_names_what_was_waited_for() -> None:
     exchange = Exchange(transport, 0, DeadlineConfig(stall_warning_s=0.02, cut_s=0.02, peer_s=0.05, job_s=0.1, longest_poll_s=0.015))
     with pytest.raises(RuntimeError, match="shard 0 to apply push 1 of worker 0"):
         exchange.send_initial(torch.zeros(10))
+
+
+def test_a_worker_without_data_waits_for_the_others_as_long_as_they_train() -> None:
+    deadlines = DeadlineConfig(stall_warning_s=0.02, cut_s=0.02, peer_s=0.05, job_s=0.1, longest_poll_s=0.015)
+    polls = iter(range(1000))
+
+    def others() -> None:
+        control = transport.memories[0].control
+        poll = next(polls)
+        control[GLOBAL_WORDS] += poll % 3 == 0  # far sooner than job_s, for far longer than job_s
+        if poll == 90:
+            control[SNAPSHOT] = FINAL_SNAPSHOT
+
+    transport = LocalTransport(Layout(10, 2, 1), others)
+    Exchange(transport, 1, deadlines).wait_for_farewells()
+    transport.memories[0].control[SNAPSHOT] = 0
+    transport._on_poll = lambda: None  # now they have fallen silent
+    with pytest.raises(RuntimeError, match="the farewell of all 2 workers on shard 0"):
+        Exchange(transport, 1, deadlines).wait_for_farewells()
+
+
+def test_a_partial_window_is_pushed_and_an_empty_one_is_not() -> None:
+    world = World(Layout(quadratic.SIZE, 1, 1))
+    loop = world.worker(0, WorkerConfig(delay=3))
+    endless, batches = loop.compute, iter(range(4))
+    loop.compute = lambda: None if next(batches, None) is None else endless()
+    loop.start(initial=True)
+    words = [loop.window().target_words for _ in range(3)]
+    assert loop.out_of_data and words[0] > words[1] > words[2] == 0
+    loop.finish()
+    loop.close()
+    assert (world.shards[0].version, world.shards[0].words) == (2, sum(words))
 
 
 def test_zero_words_are_refused() -> None:
