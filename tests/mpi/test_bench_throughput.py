@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.need import need
+from tests.hosts import virtual_hosts
 from tests.processes import run
 
-ROOT = Path(__file__).parents[2]
-CLUSTER = ROOT / "benchmarks" / "virtual_cluster.sh"
 SMALL = ["--batch-s", "0.05", "--batch-words", "100", "--parameters", "2e5", "--seconds", "2", "--rounds", "1"]
 
 
@@ -49,19 +43,10 @@ def test_asynchronous_ranks_beside_silent_ones(tmp_path: Path) -> None:
     assert again == json.loads(before)  # nothing was measured again
 
 
-@pytest.fixture
-def hosts() -> Iterator[str]:
-    able = os.getuid() == 0 and shutil.which("ip") is not None
-    need("netns", able, "virtual hosts need root and iproute2: apt-get install iproute2")
-    subprocess.run([CLUSTER, "down"], check=True, timeout=60)
-    subprocess.run([CLUSTER, "up", "2", "1gbit"], check=True, timeout=60)
-    yield f"{CLUSTER} run"
-    subprocess.run([CLUSTER, "down"], check=True, timeout=60)
-
-
 @pytest.mark.netns
-def test_over_virtual_hosts_the_bytes_are_those_of_one_push_and_one_pull(hosts: str, tmp_path: Path) -> None:
-    found = bench(tmp_path / "t.json", "--launcher", hosts, "--network", "1gbit", "--workers", "1", "--wire", "fp32,bf16")
+def test_over_virtual_hosts_the_bytes_are_those_of_one_push_and_one_pull(tmp_path: Path) -> None:
+    with virtual_hosts(2, "1gbit") as launcher:
+        found = bench(tmp_path / "t.json", "--launcher", " ".join(launcher), "--network", "1gbit", "--workers", "1", "--wire", "fp32,bf16")
     model_bytes = 4 * 200_000
     for key, share in (("async n1 s1 fp32 overlap1 tau1 c0.05", 1.0), ("async n1 s1 bf16 overlap1 tau1 c0.05", 0.5)):
         figures = found["points"][key]

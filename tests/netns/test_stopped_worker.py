@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -13,22 +12,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.need import need
+from tests.hosts import virtual_hosts
 
 pytestmark = pytest.mark.netns
 ROOT = Path(__file__).parents[2]
-CLUSTER = str(ROOT / "benchmarks" / "virtual_cluster.sh")
 BEFORE_S, STOPPED_S, AFTER_S = 20.0, 60.0, 10.0
 
 
 @pytest.fixture
-def hosts() -> Iterator[None]:
-    able = os.getuid() == 0 and shutil.which("ip") is not None
-    need("netns", able, "virtual hosts need root and iproute2: apt-get install iproute2")
-    subprocess.run([CLUSTER, "down"], check=True, timeout=60)
-    subprocess.run([CLUSTER, "up", "4", "1gbit"], check=True, timeout=60)
-    yield
-    subprocess.run([CLUSTER, "down"], check=True, timeout=60)
+def launcher() -> Iterator[list[str]]:
+    with virtual_hosts(4, "1gbit") as command:
+        yield command
 
 
 def windows_between(folder: Path, worker: int, begin: float, end: float) -> int:
@@ -36,13 +30,13 @@ def windows_between(folder: Path, worker: int, begin: float, end: float) -> int:
     return sum(begin <= t < end for t in times)
 
 
-def test_a_stopped_worker_holds_up_nobody(hosts: None, tmp_path: Path) -> None:
+def test_a_stopped_worker_holds_up_nobody(launcher: list[str], tmp_path: Path) -> None:
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PATH": path}
     program = str(Path(__file__).with_name("rate_program.py"))
     seconds = str(BEFORE_S + STOPPED_S + AFTER_S)
     process = subprocess.Popen(
-        [CLUSTER, "run", "4", sys.executable, "-m", "mpi4py", program, str(tmp_path), seconds], env=environment, text=True,
+        [*launcher, "4", sys.executable, "-m", "mpi4py", program, str(tmp_path), seconds], env=environment, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
     )  # fmt: skip
     try:
