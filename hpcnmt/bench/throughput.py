@@ -42,6 +42,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--mode", default="async", help="of async, sync, off (simulated, no communication), plain (real): comma-separated")
     parser.add_argument("--workers", default="1,2", help="numbers of workers, comma-separated")
     parser.add_argument("--shards", type=int, default=1)
+    parser.add_argument(
+        "--shard-hosts", type=int, default=0, help="hosts that the shards share (default: one for each), see virtual_cluster.sh"
+    )
     parser.add_argument("--delay", default="1", help="tau, comma-separated")
     parser.add_argument("--wire", default="fp32", help="fp32, bf16 or both, comma-separated (async)")
     parser.add_argument("--overlap", default="1", help="0, 1 or both, comma-separated (async)")
@@ -112,10 +115,10 @@ def groups(arguments: argparse.Namespace) -> Iterator[list[Variant]]:
         base = Point(
             "off", workers, 0, delay, "fp32", 0, batch_s, arguments.batch_words, int(arguments.parameters), straggler, arguments.seconds
         )  # fmt: skip
-        variants = []
+        variants, hosts = [], arguments.shard_hosts or arguments.shards
         if "async" in modes:
             variants += [
-                Variant(replace(base, mode="async", shards=arguments.shards, wire=wire, overlap=int(overlap)))
+                Variant(replace(base, mode="async", shards=arguments.shards, shard_hosts=hosts, wire=wire, overlap=int(overlap)))
                 for wire in wires for overlap in overlaps
             ]  # fmt: skip
         if "sync" in modes:
@@ -136,7 +139,8 @@ def measure(variant: Variant, arguments: argparse.Namespace) -> Figures:
     if arguments.trace:
         point = replace(point, trace=str((arguments.trace / variant.key.replace(" ", "-")).absolute()))
     program = ["hpcnmt.bench.throughput_program", argument(point)]
-    output = launch(program, ranks, arguments.launcher, deadline_s, python=variant.python)
+    placement = {"HPCNMT_RANKS_PER_HOST": ",".join(map(str, point.ranks_per_host))} if arguments.launcher else {}
+    output = launch(program, ranks, arguments.launcher, deadline_s, placement, variant.python)
     lines = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
     workers = [line for line in lines if "worker" in line]
     if len(workers) != point.workers:
@@ -172,7 +176,7 @@ def combine(variant: Variant, rounds: list[Figures], network: Figures) -> Figure
 
 def run(arguments: argparse.Namespace) -> int:
     """Measures what is not in the results file yet."""
-    names = ("shards", "batch_words", "parameters", "seconds", "rounds", "network", "compute")
+    names = ("shards", "shard_hosts", "batch_words", "parameters", "seconds", "rounds", "network", "compute")
     config = {name: getattr(arguments, name) for name in names}
     if arguments.compute == "real":
         runs = RealRuns(arguments)

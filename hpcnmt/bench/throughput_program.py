@@ -45,6 +45,8 @@ class Point:
     backend: str = ""
     """Mode sync: torch or horovod."""
     bucket_bytes: int = 8 << 20
+    shard_hosts: int = 0
+    """Hosts that the shards share; 0: one for each."""
     trace: str = ""
     """Folder for the spans of every rank, as `hpcnmt trace --run FOLDER` reads them; empty: none."""
 
@@ -52,6 +54,12 @@ class Point:
         """The batches of `worker`."""
         pieces = max(1, 4 * self.parameters // self.bucket_bytes)
         return SimulatedCompute(self.batch_s * (self.straggler if worker == 0 else 1.0), self.batch_words, self.parameters, pieces)
+
+    @property
+    def ranks_per_host(self) -> list[int]:
+        """Each worker alone, the shards spread over their hosts: for launchers that can place ranks."""
+        hosts = min(self.shard_hosts or self.shards, self.shards)
+        return [1] * self.workers + [self.shards * (h + 1) // hosts - self.shards * h // hosts for h in range(hosts)]
 
     def activity(self, role: str, index: int) -> Activity:
         """What a rank notes its activities in."""

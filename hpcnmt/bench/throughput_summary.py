@@ -1,6 +1,6 @@
 """What follows from measured throughput: speedup, asynchronous against synchronous training, stragglers, and the checks.
 
-Ideal times of a window (tau batches of C seconds on N workers, a model of M bytes, S shards on links of B bytes/s each way):
+Ideal times of a window (tau batches of C seconds on N workers, a model of M bytes, shards on S hosts, links of B bytes/s each way):
 asynchronous, with overlap: max(tau C, N M / (S B)); synchronous: tau C + R with R = 2 (N-1)/N M / B, a ring all-reduce. The measured
 baseline starts its buckets during the last backward pass, which can hide up to 2/3 C of R: `ideal` leaves that out, `ideal_overlapped`
 gives it to the baseline in full. Ratios are formed only between points of the same setting, and never from points with more ranks
@@ -22,13 +22,13 @@ MOST_WAITING = 0.05
 
 
 def ideal_ratio(
-    workers: int, shards: int, delay: int, batch_s: float, bytes_of_model: float, bytes_per_s: float, overlapped: bool = False
+    workers: int, shard_hosts: int, delay: int, batch_s: float, bytes_of_model: float, bytes_per_s: float, overlapped: bool = False
 ) -> float:  # fmt: skip
     """Ideal words per second of asynchronous over synchronous training; `overlapped`: buckets go out during the last backward pass."""
     transfer_s = bytes_of_model / bytes_per_s
     reduce_s = 2 * (workers - 1) / workers * transfer_s
     exposed_s = max(0.0, reduce_s - BACKWARD_SHARE * batch_s) if overlapped else reduce_s
-    return (delay * batch_s + exposed_s) / max(delay * batch_s, workers * transfer_s / shards)
+    return (delay * batch_s + exposed_s) / max(delay * batch_s, workers * transfer_s / shard_hosts)
 
 
 def summarize(points: dict[str, Figures]) -> Figures:
@@ -91,13 +91,19 @@ def _async_to_sync(points: list[Figures]) -> list[Figures]:
         if fp32 is None or sync is None:
             continue
         settings = fp32["settings"]
-        row = {name: settings[name] for name in ("workers", "shards", "delay", "batch_s", "straggler", "overlap", "network")}
+        row = {name: settings[name] for name in ("workers", "shards", "shard_hosts", "delay", "batch_s", "straggler", "overlap", "network")}
         row |= {
             "async_words_per_s": fp32["target_words_per_s"], "sync_words_per_s": sync["target_words_per_s"],
             "sync_backend": sync["settings"]["backend"], "measured": fp32["target_words_per_s"] / sync["target_words_per_s"],
         }  # fmt: skip
         if settings.get("link_bytes_per_s") and settings["straggler"] == 1:
-            place = (settings["workers"], settings["shards"], settings["delay"], settings["batch_s"], 4 * settings["parameters"])
+            place = (
+                settings["workers"],
+                settings["shard_hosts"] or settings["shards"],
+                settings["delay"],
+                settings["batch_s"],
+                4 * settings["parameters"],
+            )
             for name, overlapped in (("ideal", False), ("ideal_overlapped", True)):
                 row[name] = ideal_ratio(*place, settings["link_bytes_per_s"], overlapped)
                 row[f"share_of_{name}"] = row["measured"] / row[name]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 
 import torch
-from mpi4py import MPI  # before torch and horovod: it loads the MPI library that both are to use
+from mpi4py import MPI  # before horovod: it loads the MPI library that both are to use
 from torch import Tensor
 
 from hpcnmt.distributed.collective import World

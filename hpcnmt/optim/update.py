@@ -1,4 +1,5 @@
-"""The one update rule: a summed gradient and its words become new parameters. Shards, the plain loop and virtual time all call it.
+"""The one update rule: a summed gradient and its words become new parameters. Shards, synchronous workers, the plain
+loop and virtual time all call it.
 
 sum / words -> Adam with the learning rate of (global words, words of this update) -> exponential moving average.
 EMA (Marian's form, decay rescaled by the words of the update): d = max(1 - (1 - alpha)^(T / T_ref), 1 - (u+1)/(u+10)),

@@ -1,7 +1,7 @@
 """The summed gradient of one window, from the last batch to the wire: norm, clipping, rounding with error feedback, a clean accumulator.
 
 Invariants: after `seal` the accumulator is zero, whatever happened; a window with any non-finite element is dropped whole (nothing of it
-reaches the wire). Workers, the plain loop, virtual time and scripts all seal their windows here.
+reaches the wire). Workers of both kinds, the plain loop, virtual time and scripts all seal their windows here.
 """
 
 from __future__ import annotations

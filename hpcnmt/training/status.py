@@ -3,7 +3,7 @@
 `rank_report` is all that the modes of training need. Invariants: a file is replaced by a rename, never half-written; nothing is written
 before the run folder exists, nor into a folder that existed before this rank began (it is of another run); reporting never stops nor
 fails the training: a file that cannot be written ends the reports of this rank with one line. A small daemon thread does the writing,
-and calls no MPI. Used by asynchronous.py and local.py; read through `read_statuses` by status_table.py.
+and calls no MPI. Used by asynchronous.py, synchronous.py and local.py; read through `read_statuses` by status_table.py.
 """
 
 from __future__ import annotations

@@ -28,7 +28,8 @@ def parse(*options: str) -> argparse.Namespace:
 
 def point(mode: str, workers: int, rate: float, **settings: Any) -> dict[str, Any]:
     base = {
-        "mode": mode, "backend": "", "workers": workers, "shards": 2, "delay": 2, "wire": "fp32", "overlap": 1, "batch_s": 0.4,
+        "mode": mode, "backend": "", "workers": workers, "shards": 2, "shard_hosts": 2, "delay": 2,
+        "wire": "fp32", "overlap": 1, "batch_s": 0.4,
         "straggler": 1.0, "compute": "simulated", "parameters": 10_000_000, "link_bytes_per_s": 1.2e8, "network": "1gbit",
     }  # fmt: skip
     return {"settings": base | settings, "target_words_per_s": rate, "shares": {"wait": 0.02}}
