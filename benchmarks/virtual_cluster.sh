@@ -29,8 +29,8 @@ up() {
         { echo "127.0.0.1 localhost"
           for other in $(seq "$count"); do echo "10.77.0.$other hpcnmt$other"; done
           echo "10.77.0.254 $(hostname)"; } > "/etc/netns/$name/hosts"
-        [ -z "$rate" ] || { ip netns exec "$name" tc qdisc replace dev eth0 root tbf rate "$rate" burst 512kb latency 50ms
-                            tc qdisc replace dev "hpcv$index" root tbf rate "$rate" burst 512kb latency 50ms; }
+        [ -z "$rate" ] || { ip netns exec "$name" tc qdisc replace dev eth0 root tbf rate "$rate" burst 128kb latency 4ms
+                            tc qdisc replace dev "hpcv$index" root tbf rate "$rate" burst 128kb latency 4ms; }
     done
 }
 

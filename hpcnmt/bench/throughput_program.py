@@ -122,7 +122,7 @@ def run_async(point: Point) -> None:
     from hpcnmt.distributed.worker import WorkerLoop
 
     check_world(point.workers, point.shards)
-    layout = Layout(point.parameters, point.workers, point.shards, wire=point.wire)
+    layout = Layout(point.parameters, point.workers, point.shards, point.workers + 3, wire=point.wire)
     neighbours = ranks_of_this_host()
     check_memory(layout, neighbours)
     rank = MPI.COMM_WORLD.rank

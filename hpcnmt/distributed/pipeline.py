@@ -33,7 +33,8 @@ class Pipeline:
         self.out = [gradient[begin:end] for begin, end in exchange.slices]
         self.into = [replica[begin:end] for begin, end in exchange.slices]
         shards = len(exchange.slices)
-        self.to_push = deque((exchange.worker + step) % shards for step in range(shards))
+        first = exchange.worker * shards // exchange.transport.layout.workers  # workers begin evenly spread over the shards
+        self.to_push = deque((first + step) % shards for step in range(shards))
         self.pushing: int | None = None
         self.announced: list[int] = []
         self.applied: deque[int] = deque()
