@@ -35,7 +35,9 @@ up() {
 }
 
 down() {
-    local name
+    local name link
+    # a namespace outlives its name while a process is in it, and its link with it
+    for link in $(ip -o link show type veth | sed -n 's/^[0-9]*: \(hpcv[0-9]*\)@.*/\1/p'); do ip link del "$link"; done
     for name in $(hosts); do
         ip netns del "$name"
         rm -rf "/etc/netns/$name"

@@ -15,6 +15,7 @@ export HPCNMT_SRUN_MPI=pmi2    # Open MPI: pmix
 export OMP_NUM_THREADS=${SLURM_CPUS_PER_TASK:-1}
 
 # 4. MPICH over TCP between hosts (no InfiniBand): take libfabric's tcp provider.
-# export MPIR_CVAR_CH4_NETMOD=ofi FI_PROVIDER=tcp
+#    With 8 VCIs a push of the asynchronous engine does not wait for the transfers beside it (docs/engine.md).
+# export MPIR_CVAR_CH4_NETMOD=ofi FI_PROVIDER=tcp MPIR_CVAR_CH4_NUM_VCIS=8
 
 # 5. Check first:  srun -K -n 3 --mpi=$HPCNMT_SRUN_MPI hpcnmt doctor

@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from hpcnmt.bench.comm_program import PHASES, CommPoint, argument
-from hpcnmt.bench.launch import launch
+from hpcnmt.bench.launch import BETWEEN_HOSTS, launch
 from hpcnmt.bench.options import choices, numbers
 from hpcnmt.bench.results import Figures, Results
 
@@ -93,7 +93,8 @@ def measure(point: CommPoint, launcher: str, python: str = sys.executable) -> Li
     """Runs the ranks of a point; the JSON lines of its workers and shards."""
     moved = point.workers * point.bytes * (point.rounds + 1) * point.repeats * 4
     program = ["mpi4py", "-m", "hpcnmt.bench.comm_program", argument(point)]
-    output = launch(program, point.workers + point.shards, launcher, 120 + moved / SLOWEST_BYTES_PER_S, python=python)
+    deadline_s = 120 + moved / SLOWEST_BYTES_PER_S
+    output = launch(program, point.workers + point.shards, launcher, deadline_s, BETWEEN_HOSTS if launcher else {}, python)
     lines = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
     if len(lines) != point.workers + point.shards:
         raise RuntimeError(f"found the figures of {len(lines)} ranks, expected {point.workers + point.shards}:\n{output}")

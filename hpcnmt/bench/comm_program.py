@@ -201,8 +201,9 @@ class Measurement:
         data, kind = (self.gradient.view(torch.int16).numpy(), MPI.INT16_T) if half else (self.gradient.numpy(), MPI.FLOAT)
         for shard, (begin, end) in enumerate(self.exchange.slices):
             rank, size = layout.workers + shard, end - begin
-            windows.inbox.Rput([data[begin:end], kind], rank, target=(self.exchange.worker * size, size, kind)).Wait()
-            windows.inbox.Flush(rank)
+            inbox = windows.inbox_of(rank - windows.layout.workers)
+            inbox.Rput([data[begin:end], kind], rank, target=(self.exchange.worker * size, size, kind)).Wait()
+            inbox.Flush(rank)
 
     def _get(self) -> None:
         """The version that the last exchange pulled, or what has taken its slot since."""

@@ -20,6 +20,8 @@ from typing import Any
 import hpcnmt
 from hpcnmt.training.launch import local_launcher
 
+BETWEEN_HOSTS = {"MPIR_CVAR_CH4_NUM_VCIS": os.environ.get("MPIR_CVAR_CH4_NUM_VCIS", "8")}
+"""What the engine wants of MPICH between hosts (see mpi.py); other libraries do not know it."""
 ENDING_S = 10.0
 """Time that a program gets to end by itself when it is asked to."""
 

@@ -26,7 +26,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from hpcnmt.bench.comm import link_bytes_per_s
-from hpcnmt.bench.launch import launch
+from hpcnmt.bench.launch import BETWEEN_HOSTS, launch
 from hpcnmt.bench.options import choices, numbers
 from hpcnmt.bench.results import Figures, Results
 from hpcnmt.bench.throughput_program import WARMUP_S, Point, argument
@@ -139,8 +139,9 @@ def measure(variant: Variant, arguments: argparse.Namespace) -> Figures:
     if arguments.trace:
         point = replace(point, trace=str((arguments.trace / variant.key.replace(" ", "-")).absolute()))
     program = ["hpcnmt.bench.throughput_program", argument(point)]
-    placement = {"HPCNMT_RANKS_PER_HOST": ",".join(map(str, point.ranks_per_host))} if arguments.launcher else {}
-    output = launch(program, ranks, arguments.launcher, deadline_s, placement, variant.python)
+    environment = {"HPCNMT_RANKS_PER_HOST": ",".join(map(str, point.ranks_per_host))} if arguments.launcher else {}
+    environment |= BETWEEN_HOSTS if arguments.launcher and point.mode == "async" else {}
+    output = launch(program, ranks, arguments.launcher, deadline_s, environment, variant.python)
     lines = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
     workers = [line for line in lines if "worker" in line]
     if len(workers) != point.workers:

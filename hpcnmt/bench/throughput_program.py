@@ -116,13 +116,13 @@ def run_async(point: Point) -> None:
     from mpi4py import MPI
 
     from hpcnmt.distributed.exchange import Exchange
-    from hpcnmt.distributed.layout import Layout
+    from hpcnmt.distributed.layout import Layout, default_ring_slots
     from hpcnmt.distributed.mpi import MpiWindows, check_memory, check_world, ranks_of_this_host
     from hpcnmt.distributed.shard import ShardConfig
     from hpcnmt.distributed.worker import WorkerLoop
 
     check_world(point.workers, point.shards)
-    layout = Layout(point.parameters, point.workers, point.shards, point.workers + 3, wire=point.wire)
+    layout = Layout(point.parameters, point.workers, point.shards, default_ring_slots(point.workers), point.wire)
     neighbours = ranks_of_this_host()
     check_memory(layout, neighbours)
     rank = MPI.COMM_WORLD.rank

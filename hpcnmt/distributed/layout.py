@@ -16,6 +16,14 @@ HEADER_WORDS = 8
 FLAG, APPLIED, CANCEL, HEAD, MESSAGE, TAIL = 0, 1, 2, 3, 4, 15
 WORKER_WORDS = 16
 FINAL_SNAPSHOT = 2**62
+MOST_DEFAULT_SLOTS = 8
+LANES = 2
+"""Pushes of one worker that are on their way at once, each to a shard of another lane."""
+
+
+def default_ring_slots(workers: int) -> int:
+    """Enough that a pull survives one update by every worker, but not more memory than for MOST_DEFAULT_SLOTS versions."""
+    return min(max(workers + 2, 4), MOST_DEFAULT_SLOTS)
 
 
 @dataclass(frozen=True)
@@ -50,6 +58,10 @@ class Layout:
         """Number of parameters in the slice of `shard`."""
         begin, end = self.slices()[shard]
         return end - begin
+
+    def lane(self, shard: int) -> int:
+        """Lane of `shard`: the first half of the shards, and the second. Neighbours are often on one host and share its link."""
+        return shard * LANES // self.shards
 
     @property
     def wire_bytes(self) -> int:

@@ -6,7 +6,8 @@ Ibarrier with Test and sleep, because blocking calls burn the core of an oversub
 
 Only puts are flushed. With MPICH over libfabric a Flush, of whatever window and rank, returns only when every transfer of the process
 is complete: one flush to read a control word would stop all that runs beside the transfer in flight. A get and a fetching accumulate
-are complete when their request is, for the data are back.
+are complete when their request is, for the data are back. With MPIR_CVAR_CH4_NUM_VCIS=8 MPICH counts each window's transfers apart;
+so every lane of shards (layout.py) has an inbox window of its own, and the flush of one push does not wait for the push beside it.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from torch import Tensor
 
 from hpcnmt.distributed.activity import Activity
 from hpcnmt.distributed.deadlines import DeadlineConfig
-from hpcnmt.distributed.layout import Layout
+from hpcnmt.distributed.layout import LANES, Layout
 from hpcnmt.distributed.shard import Shard, ShardConfig
 from hpcnmt.distributed.transport import ShardMemory, Words, wire_type
 
@@ -79,7 +80,7 @@ def check_memory(layout: Layout, ranks: list[int]) -> None:
 
 
 class MpiWindows:
-    """Allocates the three windows on all ranks and is a worker's transport (see transport.Transport)."""
+    """Allocates the windows on all ranks and is a worker's transport (see transport.Transport)."""
 
     def __init__(self, layout: Layout, deadlines: DeadlineConfig, activity: Activity | None = None) -> None:
         self.layout, self.deadlines = layout, deadlines
@@ -88,15 +89,17 @@ class MpiWindows:
         self.shard_index = self.comm.rank - layout.workers  # negative on workers
         mine = self.shard_index >= 0
         size = layout.slice_size(self.shard_index) if mine else 0
-        self.inbox = MPI.Win.Allocate(layout.wire_bytes * size * layout.workers, layout.wire_bytes, comm=self.comm)
+        inbox_bytes = layout.wire_bytes * size * layout.workers
+        lanes = [mine and layout.lane(self.shard_index) == lane for lane in range(LANES)]
+        self.inboxes = [MPI.Win.Allocate(inbox_bytes if here else 0, layout.wire_bytes, comm=self.comm) for here in lanes]
         self.ring = MPI.Win.Allocate(4 * size * (layout.ring_slots + 1), 4, comm=self.comm)
         self.control = MPI.Win.Allocate(8 * layout.control_words if mine else 0, 8, comm=self.comm)
-        self.windows = (self.inbox, self.ring, self.control)
+        self.windows = (*self.inboxes, self.ring, self.control)
         self._requests: dict[int, list[MPI.Request]] = {shard: [] for shard in range(layout.shards)}
         self._unflushed: dict[int, MPI.Win] = {}  # by shard: the window that was put to
         self.memory: ShardMemory | None = None
         if mine:
-            inbox = torch.frombuffer(cast(Any, self.inbox.tomemory()), dtype=wire_type(layout))
+            inbox = torch.frombuffer(cast(Any, self.inbox_of(self.shard_index).tomemory()), dtype=wire_type(layout))
             ring = torch.frombuffer(cast(Any, self.ring.tomemory()), dtype=torch.float32)
             words: Words = np.frombuffer(cast(Any, self.control.tomemory()), np.int64)
             self.memory = ShardMemory.view(layout, self.shard_index, inbox, ring, words)
@@ -108,9 +111,14 @@ class MpiWindows:
     def _rank(self, shard: int) -> int:
         return self.layout.workers + shard
 
+    def inbox_of(self, shard: int) -> MPI.Win:
+        """The window that holds the inbox of `shard`."""
+        return self.inboxes[self.layout.lane(shard)]
+
     def put(self, shard: int, worker: int, data: Tensor) -> None:
-        self._transfer(self.inbox.Rput, shard, worker * self.layout.slice_size(shard), data)
-        self._unflushed[shard] = self.inbox
+        inbox = self.inbox_of(shard)
+        self._transfer(inbox.Rput, shard, worker * self.layout.slice_size(shard), data)
+        self._unflushed[shard] = inbox
 
     def put_initial(self, shard: int, parameters: Tensor) -> None:
         self._transfer(self.ring.Rput, shard, 0, parameters)

@@ -1,9 +1,9 @@
 """One exchange of a worker with all shards, slice by slice: what one shard has applied comes back while the next slice goes out.
 
 A link carries both directions at once, so a push and a pull of M bytes over S shards take (S + 1) / S times M / bandwidth instead of twice.
-At most one slice is on its way in each direction, and workers begin with different shards: each slice gets the whole link, and the
-shards share the load. Every slice keeps the order of exchange.py: data, header, flag; applied; version, ring slot, version.
-Called by Exchange.push_and_pull in the worker's helper thread, through any transport.
+Each lane of shards (layout.py) has one slice on its way out, and as many come back, so that a worker keeps the links of several hosts
+busy; workers begin with different shards of a lane and so share the load. Every slice keeps the order of exchange.py: data, header,
+flag; applied; version, ring slot, version. Called by Exchange.push_and_pull in the worker's helper thread, through any transport.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from hpcnmt.distributed.layout import LANES, Layout
 from hpcnmt.distributed.message import PushHeader
 from hpcnmt.distributed.transport import Words
 
@@ -25,6 +26,13 @@ ASK_EVERY_S = 1e-3
 """Pause between two questions to a shard whether it has applied a push: each costs the shard a message."""
 
 
+def lanes_of(worker: int, layout: Layout) -> list[list[int]]:
+    """The shards of every lane in the order in which `worker` pushes to them; workers begin evenly spread over a lane."""
+    lanes = [[shard for shard in range(layout.shards) if layout.lane(shard) == lane] for lane in range(LANES)]
+    first = [worker * len(lane) // layout.workers for lane in lanes]
+    return [lane[begin:] + lane[:begin] for lane, begin in zip(lanes, first, strict=True)]
+
+
 class Pipeline:
     """Pushes `gradient` [parameters] with `header`, and pulls into `replica` [parameters]."""
 
@@ -32,13 +40,11 @@ class Pipeline:
         self.exchange, self.header, self.computed_on = exchange, header, computed_on
         self.out = [gradient[begin:end] for begin, end in exchange.slices]
         self.into = [replica[begin:end] for begin, end in exchange.slices]
-        shards = len(exchange.slices)
-        first = exchange.worker * shards // exchange.transport.layout.workers  # workers begin evenly spread over the shards
-        self.to_push = deque((first + step) % shards for step in range(shards))
-        self.pushing: int | None = None
+        self.to_push = [deque(lane) for lane in lanes_of(exchange.worker, exchange.transport.layout)]
+        self.pushing: dict[int, int] = {}  # the shard of each lane that is busy
         self.announced: list[int] = []
         self.applied: deque[int] = deque()
-        self.pulling: tuple[int, Words] | None = None
+        self.pulling: dict[int, Words] = {}
         self.headers: dict[int, Words] = {}
         self._began: dict[tuple[str, int], float] = {}
         self._asked_s = 0.0
@@ -54,9 +60,9 @@ class Pipeline:
         return [self.headers[shard] for shard in range(len(self.out))]
 
     def _waiting_for(self) -> str:
-        parts = [f"shard {self.pushing} to receive"] if self.pushing is not None else []
+        parts = [f"shard {shard} to receive" for shard in self.pushing.values()]
         parts += [f"shard {shard} to apply" for shard in self.announced]
-        parts += [f"shard {self.pulling[0]} to send parameters after"] if self.pulling else []
+        parts += [f"shard {shard} to send parameters after" for shard in self.pulling]
         return f"{', '.join(parts) or 'the shards to take'} push {self.exchange.sequence} of worker {self.exchange.worker}"
 
     def _advance(self) -> bool:
@@ -65,22 +71,20 @@ class Pipeline:
 
     def _push(self) -> bool:
         transport = self.exchange.transport
-        if self.pushing is None:
-            if not self.to_push:
-                return False
-            self.pushing = self.to_push.popleft()
-            self._begin("push", self.pushing)
-            transport.put(self.pushing, self.exchange.worker, self.out[self.pushing])
-        shard = self.pushing
-        if not transport.is_complete(shard):
-            return False
-        transport.flush(shard)
-        self.exchange.announce(shard, self.header, self.computed_on[shard])
-        self._end("push", shard)
-        self._begin("apply", shard)
-        self.announced.append(shard)
-        self.pushing = None
-        return True
+        for lane, waiting in enumerate(self.to_push):
+            if waiting and lane not in self.pushing:
+                shard = self.pushing[lane] = waiting.popleft()
+                self._begin("push", shard)
+                transport.put(shard, self.exchange.worker, self.out[shard])
+        complete = [(lane, shard) for lane, shard in self.pushing.items() if transport.is_complete(shard)]
+        for lane, shard in complete:
+            transport.flush(shard)
+            self.exchange.announce(shard, self.header, self.computed_on[shard])
+            self._end("push", shard)
+            self._begin("apply", shard)
+            self.announced.append(shard)
+            del self.pushing[lane]
+        return bool(complete)
 
     def _ask(self) -> bool:
         now = time.perf_counter()
@@ -95,25 +99,23 @@ class Pipeline:
         return bool(done)
 
     def _pull(self) -> bool:
-        if self.pulling is None:
-            if not self.applied:
-                return False
+        while self.applied and len(self.pulling) < LANES:
             shard = self.applied.popleft()
             self._begin("pull", shard)
-            self.pulling = shard, self.exchange.start_pull(shard, self.into[shard])
-        shard, header = self.pulling
-        if not self.exchange.transport.is_complete(shard):
-            return False
-        if self.exchange.finish_pull(shard, header):
-            self._end("pull", shard)
-            self.headers[shard], self.pulling = header, None
-        else:
-            self.pulling = shard, self.exchange.start_pull(shard, self.into[shard])
-        return True
+            self.pulling[shard] = self.exchange.start_pull(shard, self.into[shard])
+        complete = [shard for shard in self.pulling if self.exchange.transport.is_complete(shard)]
+        for shard in complete:
+            header = self.pulling[shard]
+            if self.exchange.finish_pull(shard, header):
+                self._end("pull", shard)
+                self.headers[shard] = header
+                del self.pulling[shard]
+            else:
+                self.pulling[shard] = self.exchange.start_pull(shard, self.into[shard])
+        return bool(complete)
 
     def _begin(self, name: str, shard: int) -> None:
         self._began[name, shard] = time.perf_counter()
 
     def _end(self, name: str, shard: int) -> None:
-        row = f"{name} {shard}" if name == "apply" else name
-        self.exchange.activity.add(name, self._began[name, shard], time.perf_counter(), f"shard {shard}", row)
+        self.exchange.activity.add(name, self._began[name, shard], time.perf_counter(), f"shard {shard}", f"{name} {shard}")

@@ -16,7 +16,6 @@ from hpcnmt.data.corpus import TokenCorpus
 from hpcnmt.data.loader import Loader
 from hpcnmt.distributed.activity import Activity
 from hpcnmt.distributed.exchange import Exchange
-from hpcnmt.distributed.layout import Layout
 from hpcnmt.distributed.mpi import MpiWindows, check_memory, check_world, ranks_of_this_host
 from hpcnmt.distributed.shard import Shard, ShardConfig
 from hpcnmt.distributed.worker import BatchCounts, WorkerLoop
@@ -42,7 +41,7 @@ def run_rank(recipe: Recipe, data: Path, run: Path, workers: int, shards: int) -
             check_sizes(recipe, data, workers, shards)
         device = choose_device(recipe, neighbours.index(rank)) if role == "worker" else None
         trainee = Trainee.build(recipe, data, device)
-        layout = Layout(trainee.flat.size, workers, shards, recipe.training.ring_slots, recipe.training.wire)
+        layout = recipe.layout(trainee.flat.size, workers, shards)
         if rank == 0:
             print(layout.memory_text(), file=sys.stderr, flush=True)  # before it is allocated
         check_memory(layout, neighbours)

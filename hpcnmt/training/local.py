@@ -10,7 +10,6 @@ from torch import Tensor
 from hpcnmt.data.corpus import TokenCorpus
 from hpcnmt.data.loader import Loader
 from hpcnmt.distributed.activity import Activity
-from hpcnmt.distributed.layout import Layout
 from hpcnmt.distributed.shard import ShardConfig
 from hpcnmt.distributed.virtual import LocalShards, VirtualCluster
 from hpcnmt.distributed.worker import BatchCounts, window_counts
@@ -96,7 +95,7 @@ def _train_virtual(recipe: Recipe, data: Path, run: Path, workers: int, shards: 
     trainee = Trainee.build(recipe, data, choose_device(recipe, 0))
     trainee.seed_worker(0)
     recipe, flat = trainee.recipe, trainee.flat
-    layout = Layout(flat.size, workers, shards, recipe.training.ring_slots, recipe.training.wire)
+    layout = recipe.layout(flat.size, workers, shards)
     cluster_shards = LocalShards(layout, ShardConfig(recipe.update))
     for shard in cluster_shards.shards:
         shard.activity = activity

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from hpcnmt.config import from_mapping
 from hpcnmt.data.loader import LoaderConfig
 from hpcnmt.distributed.deadlines import DeadlineConfig
+from hpcnmt.distributed.layout import Layout, default_ring_slots
 from hpcnmt.distributed.synchronous import SyncConfig
 from hpcnmt.distributed.virtual import ClockConfig
 from hpcnmt.distributed.worker import WorkerConfig
@@ -33,8 +34,8 @@ class TrainingConfig:
     """Torch threads of each worker."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where workers compute: auto takes a GPU where there is one, spread over the workers of a host. Shards stay on CPUs."""
-    ring_slots: int = 4
-    """Versions a shard keeps published; more where pulls are rejected often."""
+    ring_slots: int = 0
+    """Versions a shard keeps published, more where pulls are rejected often; 0: workers + 2, at least 4 and at most 8."""
     wire: Literal["fp32", "bf16"] = "fp32"
     """Type of pushed gradients; bf16 halves their bytes, and each worker sends later what rounding has left behind."""
     trace: bool = False
@@ -44,6 +45,8 @@ class TrainingConfig:
         for name in ("max_target_words", "threads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"training.{name} is {getattr(self, name)}, expected at least 1")
+        if self.ring_slots != 0 and self.ring_slots < 3:
+            raise ValueError(f"training.ring_slots is {self.ring_slots}, expected 0 (as the workers need) or at least 3")
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"training.seed is {self.seed}, expected a number from 0 to 2**32 - 1")
         if not 0.0 <= self.ema_alpha < 1.0:
@@ -86,6 +89,10 @@ class Recipe:
     deadlines: DeadlineConfig = field(default_factory=DeadlineConfig)
     clock: ClockConfig = field(default_factory=ClockConfig)
     sync: SyncConfig = field(default_factory=SyncConfig)
+
+    def layout(self, parameters: int, workers: int, shards: int) -> Layout:
+        """Sizes of an asynchronous run."""
+        return Layout(parameters, workers, shards, self.training.ring_slots or default_ring_slots(workers), self.training.wire)
 
     @property
     def update(self) -> UpdateConfig:

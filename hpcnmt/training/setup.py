@@ -108,7 +108,7 @@ def check_sizes(recipe: Recipe, data: Path, workers: int, shards: int) -> Layout
     check_corpus(data)
     with torch.device("meta"):
         model = build_model(_sized(recipe.model, data), 0)
-    layout = Layout(sum(p.numel() for p in model.parameters()), workers, shards, recipe.training.ring_slots, recipe.training.wire)
+    layout = recipe.layout(sum(p.numel() for p in model.parameters()), workers, shards)
     corpus = TokenCorpus(data, "train")
     batches = len(plan_epoch(corpus.source_lengths, corpus.target_lengths, recipe.loader.batch_words, recipe.loader.seed, 0))
     if batches < workers:

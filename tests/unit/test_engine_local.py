@@ -13,7 +13,7 @@ import torch
 from hpcnmt.distributed import pipeline
 from hpcnmt.distributed.deadlines import DeadlineConfig
 from hpcnmt.distributed.exchange import Exchange
-from hpcnmt.distributed.layout import FINAL_SNAPSHOT, GLOBAL_WORDS, SNAPSHOT, Layout
+from hpcnmt.distributed.layout import FINAL_SNAPSHOT, GLOBAL_WORDS, LANES, SNAPSHOT, Layout
 from hpcnmt.distributed.message import Kind, PushHeader
 from hpcnmt.distributed.scripted import replay
 from hpcnmt.distributed.shard import Shard, ShardConfig
@@ -336,5 +336,5 @@ def test_slice_by_slice_equals_push_then_pull(seed: int, monkeypatch: pytest.Mon
                 exchange.pull(replica)
         results.append(replica.clone())
         assert exchange.versions == [10] * 5 and all(shard.staleness == {0: 10} for shard in world.shards)
-        assert world.transport.most_in_flight == (2 if pipelined else 5)  # one slice in each direction
+        assert world.transport.most_in_flight == (2 * LANES if pipelined else 5)
     assert torch.equal(*results)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from hpcnmt.distributed.layout import Layout
 from hpcnmt.distributed.message import Kind, PushHeader
+from hpcnmt.distributed.pipeline import lanes_of
 
 
 @given(st.integers(1, 10**9), st.integers(1, 64))
@@ -29,3 +32,15 @@ def test_more_shards_than_parameters() -> None:
 def test_header_round_trip(loss_sum: float, words: int, version: int) -> None:
     header = PushHeader(Kind.GRADIENT, words, words, 3, loss_sum, version, 2, 1)
     assert PushHeader.unpack(header.pack()) == header
+
+
+@given(st.integers(1, 40), st.integers(1, 40))
+def test_every_worker_pushes_to_every_shard_once_and_workers_begin_spread(workers: int, shards: int) -> None:
+    layout = Layout(1000, workers, shards)
+    begins: Counter[int] = Counter()
+    for worker in range(workers):
+        lanes = lanes_of(worker, layout)
+        assert sorted(shard for lane in lanes for shard in lane) == list(range(shards))
+        begins[lanes[0][0] if lanes[0] else lanes[1][0]] += 1
+    most = max(1, -(-workers // max(1, sum(layout.lane(s) == 0 for s in range(shards)))))
+    assert max(begins.values()) <= most
