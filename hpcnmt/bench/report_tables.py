@@ -29,6 +29,7 @@ from hpcnmt.bench.report_fields import (
     show,
 )
 from hpcnmt.bench.results import Figures
+from hpcnmt.distributed.activity import TRAINING
 
 Columns = Mapping[str, Callable[[Figures], str]]  # title: what a row shows there
 NUMERIC = re.compile(r"[-+]?[\d.,]+( |$)")
@@ -167,6 +168,7 @@ def async_to_sync(results: Figures) -> str:
         "network": field("network"), "async words/s": decimals("async_words_per_s", 0),
         "best sync words/s": decimals("sync_words_per_s", 0), "best sync": field("sync_backend"),
         "async / sync": decimals("measured", 2), "ideal": decimals("ideal", 2), "share of ideal": field("share_of_ideal", percent),
+        "ideal, overlapped sync": decimals("ideal_overlapped", 2), "share of it": field("share_of_ideal_overlapped", percent),
         "result": lambda row: MISSING if number(row.get("measured")) is None else "async LOSES" if loses(row) else "async wins",
     }  # fmt: skip
     return by_columns("Asynchronous against the best synchronous training", rows, columns, lambda row: "bad" if loses(row) else "")
@@ -186,7 +188,8 @@ def stragglers(results: Figures) -> str:
 def shares(results: Figures) -> str:
     """Share of each activity in the time of the workers' main threads."""
     chosen = {key: point for key, point in points(results).items() if figures(point.get("shares"))}
-    names = {name: None for point in chosen.values() for name in figures(point["shares"])}
+    found = {name for point in chosen.values() for name in figures(point["shares"])}
+    names = [name for name in TRAINING if name in found]  # what the exchange thread does beside them is no time of theirs
 
     def column(name: str) -> Callable[[Figures], str]:
         return lambda point: percent(figures(point["shares"]).get(name))

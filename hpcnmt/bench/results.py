@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -37,8 +38,14 @@ def machine() -> Figures:
     return {
         "processor": model, "cores": os.cpu_count(), "gpus": [torch.cuda.get_device_name(index) for index in range(count)],
         "hpcnmt": hpcnmt.__version__, "torch": str(torch.__version__), "python": platform.python_version(),
-        "commit": commit.stdout.strip(), "date": time.strftime("%Y-%m-%d"), "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "commit": commit.stdout.strip(), "date": time.strftime("%Y-%m-%d"), "command": _command(),
     }  # fmt: skip
+
+
+def _command() -> str:
+    """The command, without the folders of this machine."""
+    words = [Path(sys.argv[0]).name, *sys.argv[1:]]
+    return " ".join(re.sub(r"(?<![\w.])/[^\s:,=]*/", "", word) for word in words)
 
 
 def read_results(path: Path) -> Figures:

@@ -20,6 +20,7 @@ from typing import Any
 
 from hpcnmt.bench.options import choices, numbers
 from hpcnmt.bench.results import Figures, Results
+from hpcnmt.bench.runs import data_identity
 from hpcnmt.bench.throughput_summary import summarize
 from hpcnmt.training.run_folder import RunFolder
 
@@ -81,7 +82,8 @@ class RealRuns:
     @property
     def config(self) -> Figures:
         """What a results file must agree on."""
-        return {"data": str(self.arguments.data), "recipe": self.arguments.recipe, "words": self.arguments.words, "set": self.arguments.set}
+        names = ("recipe", "words", "set")
+        return {"data": data_identity(self.arguments.data)} | {name: getattr(self.arguments, name) for name in names}
 
     def measure(self, results: Results) -> int:
         """Measures what is not in `results` yet, group by group, in turns."""

@@ -120,7 +120,7 @@ def _straggler(points: list[Figures]) -> list[Figures]:
             bound = factor * (workers - 1 + 1 / factor) / workers
             place = {name: row[name] for name in ("workers", "delay", "batch_s", "network")}
             shares = {"measured": row["measured"], "bound": bound, "share_of_bound": row["measured"] / bound}
-            rows.append(place | {"factor": factor} | shares)
+            rows.append(place | {"straggler": factor} | shares)
     return rows
 
 
@@ -138,7 +138,7 @@ def _checks(points: list[Figures], summary: Figures) -> list[Figures]:
             what = f"async / sync, share of ideal with a fully overlapped baseline: {setting}"
             checks.append(_check(what, row["share_of_ideal_overlapped"], SHARE_OF_IDEAL))
     for row in summary["straggler"]:
-        what = f"one straggler at 1/{row['factor']:g}, share of bound: N {row['workers']}, tau {row['delay']}"
+        what = f"one straggler at 1/{row['straggler']:g}, share of bound: N {row['workers']}, tau {row['delay']}"
         checks.append(_check(what, row["share_of_bound"], SHARE_OF_STRAGGLER_BOUND))
     for group in _by_setting(points).values():
         silent = _best(group, "off")

@@ -29,6 +29,8 @@ NAMES = {
     "pull": "parameters on their way from one shard",
     "idle": "a shard without work",
 }
+TRAINING = ("compute", "wait", "copy", "pack", "step", "validate")
+"""Those of a worker's main thread, whose shares add up to its time."""
 MOST_SPANS = 500_000
 ADJOINING_S = 1e-3
 """Naps of an idle shard with no more between them than a look at its flags are one stretch: thousands a second would fill the trace."""

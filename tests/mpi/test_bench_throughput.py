@@ -23,12 +23,11 @@ def bench(out: Path, *options: str) -> dict[str, Any]:
 
 
 @pytest.mark.mpi
-def test_asynchronous_ranks_beside_silent_ones(tmp_path: Path) -> None:
+def test_asynchronous_synchronous_and_silent_ranks(tmp_path: Path) -> None:
     out = tmp_path / "t.json"
-    found = bench(out, "--mode", "async,off", "--workers", "1,2", "--delay", "2")
-    assert set(found["points"]) == {
-        "async n1 s1 fp32 overlap1 tau2 c0.05", "off n1 tau2 c0.05", "async n2 s1 fp32 overlap1 tau2 c0.05", "off n2 tau2 c0.05"
-    }  # fmt: skip
+    found = bench(out, "--mode", "async,sync,off", "--workers", "1,2", "--delay", "2")
+    modes = ("async {} s1 fp32 overlap1 tau2 c0.05", "sync torch {} tau2 c0.05", "off {} tau2 c0.05")
+    assert set(found["points"]) == {mode.format(workers) for mode in modes for workers in ("n1", "n2")}
     for figures in found["points"].values():
         settings = figures["settings"]
         most = settings["workers"] * settings["batch_words"] / settings["batch_s"]
@@ -37,9 +36,11 @@ def test_asynchronous_ranks_beside_silent_ones(tmp_path: Path) -> None:
         assert 0 < figures["shares"]["compute"] <= 1.01
         assert figures["bytes_sent"] is None  # the hosts' interfaces say nothing about ranks of one host
         assert bool(figures["staleness"]) == (settings["mode"] == "async")
-    assert found["summary"]["speedup"][0]["workers"] == [1, 2]
+    assert {curve["label"].split()[0] for curve in found["summary"]["speedup"]} == {"async", "sync", "off"}
+    assert all(curve["workers"] == [1, 2] for curve in found["summary"]["speedup"])
+    assert [row["workers"] for row in found["summary"]["async_to_sync"]] == [1, 2]
     before = out.read_text()
-    again = bench(out, "--mode", "async,off", "--workers", "1,2", "--delay", "2")
+    again = bench(out, "--mode", "async,sync,off", "--workers", "1,2", "--delay", "2")
     assert again == json.loads(before)  # nothing was measured again
 
 
