@@ -139,11 +139,14 @@ def async_to_sync(results: Figures) -> Picture | None:
         Patch(facecolor=BLUE, label="async wins"),
         Patch(facecolor=VERMILLION, hatch="///", edgecolor="white", label="async LOSES"),
     ]
-    ideals = [(ideal, index) for index, row in enumerate(rows) if (ideal := number(row.get("ideal"))) is not None]
-    if ideals:
-        handles.append(axis.scatter(*zip(*ideals, strict=True), marker="D", color="black", zorder=3, label="ideal"))
+    marks = {"ideal": ("ideal", "black"), "ideal_overlapped": ("ideal, all-reduce hidden by backward", "white")}
+    for name, (label, colour) in marks.items():
+        ideals = [(ideal, index) for index, row in enumerate(rows) if (ideal := number(row.get(name))) is not None]
+        if ideals:
+            mark: dict[str, Any] = {"marker": "D", "color": colour, "edgecolor": "black", "zorder": 3, "label": label}
+            handles.append(axis.scatter(*zip(*ideals, strict=True), **mark))
     axis.set_xlabel("words/s of async / words/s of the best synchronous training")
-    figure.legend(handles=handles, loc="outside lower center", ncols=3)
+    figure.legend(handles=handles, loc="outside lower center", ncols=4)
     caption = (
         "n workers, s shards, tau batches a window; the vertical line is equal speed. "
         "The ideal follows from the time of a batch, the bytes of the model and the speed of the network."
@@ -154,6 +157,8 @@ def async_to_sync(results: Figures) -> Picture | None:
 def _setting(row: Figures) -> str:
     names = (("workers", "n"), ("shards", "s"), ("delay", "tau"))
     parts = [f"{short}{show(row[name])}" for name, short in names if name in row]
+    slow = number(row.get("straggler")) or 1
+    parts += [f"straggler {show(slow)}"] if slow > 1 else []
     return ", ".join(filter(None, [" ".join(parts), _panel_of(row)]))
 
 
