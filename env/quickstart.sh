@@ -22,7 +22,8 @@ hpcnmt prepare --train-source "$runs/text/train.src" --train-target "$runs/text/
 echo "3. training: 2 workers + 1 shard"
 hpcnmt train sample --data "$runs/prepared" --run "$runs/run" --workers 2 --shards 1 ${settings[@]+"${settings[@]}"}
 echo "4. translation of unseen sentences"
-head -n 3 "$runs/text/test.src" | tee "$runs/first.src" | hpcnmt translate --run "$runs/run" | paste -d '\n' "$runs/first.src" -
+head -n 3 "$runs/text/test.src" > "$runs/first.src"
+hpcnmt translate --run "$runs/run" < "$runs/first.src" | paste -d '\n' "$runs/first.src" -
 echo "5. evaluation"
 hpcnmt evaluate --run "$runs/run" --src "$runs/text/test.src" --ref "$runs/text/test.trg" --json > "$runs/run/evaluation.json"
 hpcnmt summary --run "$runs/run"
