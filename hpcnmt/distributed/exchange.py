@@ -61,7 +61,6 @@ class Exchange:
         self.stopped = False  # worker 0 has asked all to end
         self.ask_to_stop = False  # set by worker 0: goes out with its next push
         self.rejected_pulls = 0
-        self.wait_s = 0.0  # the helper thread's, not the training's: under overlap it costs nothing
         self.slices = layout.slices()
         self.activity = Activity("worker", self.worker)
 
@@ -107,7 +106,7 @@ class Exchange:
     def finish_push(self) -> None:
         """Waits until every shard has applied the last push."""
         for shard in range(len(self.slices)):
-            self.wait_s += self.deadlines.wait(
+            self.deadlines.wait(
                 f"shard {shard} to apply push {self.sequence} of worker {self.worker}",
                 lambda shard=shard: self.is_applied(shard),  # type: ignore[misc]
                 self.transport.pause,
@@ -144,7 +143,7 @@ class Exchange:
             self.snapshot_available = snapshots.pop()
 
     def _pull_slice(self, shard: int, out: Tensor) -> Words:
-        self.wait_s += self.deadlines.wait(
+        self.deadlines.wait(
             f"the first parameters on shard {shard}", lambda: int(self._header(shard)[VERSION]) >= 0, self.transport.pause
         )
         while True:

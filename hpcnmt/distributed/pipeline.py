@@ -1,6 +1,6 @@
 """One exchange of a worker with all shards, slice by slice: what one shard has applied comes back while the next slice goes out.
 
-A link carries both directions at once, so a push and a pull of M bytes over S shards take (S + 1) / S times M / bandwidth instead of twice.
+A link carries both directions at once, so a push and a pull of M bytes over S shards take about (S + 2) / S times M / bandwidth.
 Each lane of shards (layout.py) has one slice on its way out, and as many come back, so that a worker keeps the links of several hosts
 busy; workers begin with different shards of a lane and so share the load. Every slice keeps the order of exchange.py: data, header,
 flag; applied; version, ring slot, version. Called by Exchange.push_and_pull in the worker's helper thread, through any transport.
@@ -56,7 +56,7 @@ class Pipeline:
             while len(self.headers) < len(self.out):
                 what = self._waiting_for()
                 exchange.activity.note(what)
-                exchange.wait_s += exchange.deadlines.wait(what, self._advance, exchange.transport.pause)
+                exchange.deadlines.wait(what, self._advance, exchange.transport.pause)
         return [self.headers[shard] for shard in range(len(self.out))]
 
     def _waiting_for(self) -> str:

@@ -15,7 +15,7 @@ import pytest
 
 from hpcnmt.data.prepare import PrepareConfig, prepare
 from hpcnmt.data.sample import write_sample_corpus
-from tests.system.test_commands import SMALL, hpcnmt
+from tests.commands import SMALL, hpcnmt
 
 pytestmark = [pytest.mark.system, pytest.mark.mpi]
 ROOT = Path(__file__).parents[2]
