@@ -148,7 +148,7 @@ def measure(variant: Variant, arguments: argparse.Namespace) -> Figures:
         raise RuntimeError(f"found the figures of {len(workers)} workers, expected {point.workers}:\n{output}")
     rate = sum(worker["target_words_per_s"] for worker in workers)
     names = sorted({name for worker in workers for name in worker["shares"]})
-    alone = all(worker["alone"] for worker in workers)
+    alone = bool(arguments.launcher) and all(worker["alone"] for worker in workers)  # a single rank here shares the host, too
     staleness: dict[str, int] = {}
     for shard in (line for line in lines if "shard" in line):
         for steps, count in shard["staleness"].items():
