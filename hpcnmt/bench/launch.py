@@ -22,6 +22,8 @@ from hpcnmt.training.launch import local_launcher
 
 BETWEEN_HOSTS = {"MPIR_CVAR_CH4_NUM_VCIS": os.environ.get("MPIR_CVAR_CH4_NUM_VCIS", "8")}
 """What the engine wants of MPICH between hosts (see mpi.py); other libraries do not know it."""
+TAIL_LINES = 50
+"""What a failed program has said last; launchers add some twenty lines of their own about a job that was aborted."""
 ENDING_S = 10.0
 """Time that a program gets to end by itself when it is asked to."""
 
@@ -81,4 +83,4 @@ def end_groups(processes: Sequence[subprocess.Popen[Any]]) -> None:
 
 
 def _tail(output: str) -> str:
-    return "\n".join(output.splitlines()[-15:])
+    return "\n".join(output.splitlines()[-TAIL_LINES:])
