@@ -52,5 +52,6 @@ def test_over_virtual_hosts_the_bytes_are_those_of_one_push_and_one_pull(tmp_pat
     for key, share in (("async n1 s1 fp32 overlap1 tau1 c0.05", 1.0), ("async n1 s1 bf16 overlap1 tau1 c0.05", 0.5)):
         figures = found["points"][key]
         assert figures["settings"]["link_bytes_per_s"] < 1.3e8
-        assert share * model_bytes < figures["bytes_sent"] < share * model_bytes * 1.25 + 200_000
-        assert model_bytes < figures["bytes_received"] < model_bytes * 1.25 + 200_000
+        # per window between two ends of windows: the last exchange may still be on its way
+        assert 0.9 * share * model_bytes < figures["bytes_sent"] < share * model_bytes * 1.25 + 200_000
+        assert 0.9 * model_bytes < figures["bytes_received"] < model_bytes * 1.25 + 200_000
