@@ -17,7 +17,7 @@ from hpcnmt.data.prepare import PrepareConfig, prepare
 from hpcnmt.data.sample import write_sample_corpus
 from tests.commands import SMALL, hpcnmt
 
-pytestmark = [pytest.mark.system, pytest.mark.mpi]
+pytestmark = pytest.mark.system  # on MPICH: interrupted under Open MPI, a rank was seen to outlive its launcher
 ROOT = Path(__file__).parents[2]
 SETS = [part for setting in SMALL for part in ("--set", setting)]
 
