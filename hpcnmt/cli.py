@@ -34,6 +34,13 @@ Files of a run cut short give a page of what they hold; a page of the same name 
 example:
   hpcnmt report benchmarks/results/throughput.json benchmarks/results/quality.json --out report.html
 """
+ADVISE = """Every rule with its formula and source, where rules disagree, which one is followed and why, and --set options to paste.
+
+examples:
+  hpcnmt advise --workers 4 --delay 2 --batch-words 1000 --overlap 1
+  hpcnmt advise --workers 4 --recipe multi30k-transformer --set optimizer.beta1=0.9
+  hpcnmt advise --run run1
+"""
 USER_ERROR = 2
 RANK_ZERO_FIRST_S = 1.0
 """Seconds the other ranks leave to rank 0, so that an error which all of them find is told once."""
@@ -60,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     _run_commands(commands)
     commands.add_parser("bench", help="measure: throughput, comm, time-to-bleu, quality, soak", add_help=False)
     _report_command(commands)
+    _advise_command(commands)
     doctor = commands.add_parser("doctor", help="check MPI, launcher, devices and versions; says what to fix")
     doctor.add_argument("--json", action="store_true")
     return parser
@@ -116,6 +124,24 @@ def _report_command(commands: argparse._SubParsersAction[argparse.ArgumentParser
     report.add_argument("results", type=Path, nargs="+", metavar="RESULTS.json", help="files of hpcnmt bench, of any kind")
     report.add_argument("--out", type=Path, required=True, help="the page")
     report.add_argument("--png", type=Path, metavar="DIR", help="folder of the PNGs (default: that of the page)")
+
+
+def _advise_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    advise = commands.add_parser(
+        "advise", help="what published rules give for a setting: betas, learning rate, tau, warm-up, each with its source",
+        description=ADVISE, formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    advise.add_argument("--workers", type=int)
+    advise.add_argument("--delay", type=int, metavar="TAU", help="batches of a push (worker.delay)")
+    advise.add_argument("--batch-words", type=int, help="target words of a batch (loader.batch_words)")
+    advise.add_argument("--overlap", type=int, metavar="0|1", help="worker.overlap")
+    advise.add_argument("--staleness", type=float, help="measured mean of a push (default: what is expected)")
+    advise.add_argument("--wait", type=float, metavar="SHARE", help="measured share of its time that a worker waits, 0 to 1")
+    advise.add_argument("--recipe", help="name of a shipped recipe, or a YAML file: gives what is not given here, and is judged")
+    advise.add_argument("--set", action="append", default=[], metavar="SECTION.OPTION=VALUE", help="change an option of the recipe")
+    advise.add_argument("--run", type=Path, help="folder of hpcnmt train: gives all of these, measured, and is judged")
+    advise.add_argument("--momentum", type=float, default=0.9, help="beta1 that is best without staleness (default 0.9)")
+    advise.add_argument("--json", action="store_true")
 
 
 def _sample_corpus(arguments: argparse.Namespace) -> int:
@@ -272,6 +298,12 @@ def _report(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _advise(arguments: argparse.Namespace) -> int:
+    from hpcnmt.advise import advise
+
+    return advise(arguments)
+
+
 def _doctor(arguments: argparse.Namespace) -> int:
     from hpcnmt.doctor import run_doctor
 
@@ -281,7 +313,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
 COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "sample-corpus": _sample_corpus, "prepare": _prepare, "train": _train, "translate": _translate,
     "score": _score, "evaluate": _evaluate, "summary": _summary, "status": _status, "trace": _trace, "report": _report,
-    "doctor": _doctor,
+    "advise": _advise, "doctor": _doctor,
 }  # fmt: skip
 
 

@@ -1,7 +1,7 @@
 """The folder of one run: config.json, vocabularies, model.safetensors (best), final.safetensors, metrics.jsonl, tensorboard/, shard-N.json,
 status/ and trace/ (one file a rank, see status.py and trace.py).
 
-Created by the first worker (which refuses an existing folder), read by translate, score, evaluate, summary, status and trace.
+Created by the first worker (which refuses an existing folder), read by translate, score, evaluate, summary, advise, status and trace.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -110,3 +111,17 @@ class RunFolder:
                 raise ValueError(f"found {line[:40]!r} in {path}, expected the records of hpcnmt train")
             found.append(record)
         return found
+
+    def staleness(self) -> list[Counter[int]]:
+        """Pushes by staleness: of every shard, or of virtual time; empty before the run has ended, and without shards."""
+        found = []
+        for path in sorted(self.path.glob("shard-*.json")):
+            try:
+                found.append(_histogram(json.loads(path.read_text("utf-8"))["staleness"]))
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise ValueError(f"{path} is not the report of a shard ({error})") from error
+        return found + [_histogram(record["staleness"]) for record in self.records() if record["kind"] == "end" and "staleness" in record]
+
+
+def _histogram(staleness: dict[str, int]) -> Counter[int]:
+    return Counter({int(steps): int(pushes) for steps, pushes in staleness.items()})

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -12,22 +12,9 @@ from rich.table import Table
 from hpcnmt.training.run_folder import RunFolder
 
 
-def _staleness(run: Path, end: dict[str, Any]) -> str:
-    parts = []
-    for path in sorted(run.glob("shard-*.json")):
-        try:
-            parts.append(_mean_and_largest(json.loads(path.read_text("utf-8"))["staleness"]))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path} is not the report of a shard ({error})") from error
-    if "staleness" in end:  # virtual time
-        parts.append(_mean_and_largest(end["staleness"]))
-    return ", ".join(parts)
-
-
-def _mean_and_largest(staleness: dict[str, int]) -> str:
-    counts = {int(k): v for k, v in staleness.items()}
-    mean = sum(k * v for k, v in counts.items()) / max(sum(counts.values()), 1)
-    return f"{mean:.2f} (largest {max(counts, default=0)})"
+def _mean_and_largest(staleness: Counter[int]) -> str:
+    mean = sum(steps * pushes for steps, pushes in staleness.items()) / max(staleness.total(), 1)
+    return f"{mean:.2f} (largest {max(staleness, default=0)})"
 
 
 def print_summary(run: Path) -> None:
@@ -54,8 +41,8 @@ def print_summary(run: Path) -> None:
         rows.append(("padding", f"{end['padding_share']:.1%}"))
     else:
         rows.append(("training", "not ended"))
-    if staleness := _staleness(run, end or {}):
-        rows.append(("mean staleness", staleness))
+    if staleness := [_mean_and_largest(of_a_shard) for of_a_shard in RunFolder(run).staleness()]:
+        rows.append(("mean staleness", ", ".join(staleness)))
     rows.append(("run folder", str(run)))
     table = Table(show_header=False, title="hpcnmt run")
     for row in rows:
