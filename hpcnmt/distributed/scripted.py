@@ -131,7 +131,8 @@ def replay(
     """Repeats a run from the logs (worker, sequence, version computed on) of its shards; returns the final parameters [parameters].
 
     A gradient may be computed once all its slices stand on the versions that the logs name, so every shard's slice of a replica is copied
-    at the moment that version is published. A partial buffer is stepped at the end, as after the last farewell of a run. Raises ValueError when the logs contradict each other.
+    at the moment that version is published. A partial buffer is stepped at the end, as after the last farewell of a run. Raises
+    ValueError when the logs contradict each other.
     """
     world = LocalShards(layout, config)
     windows = _windows(layout, clip_norm)

@@ -136,7 +136,7 @@ class Shard:
         control[VERSION] = self.version
 
     def apply_gradient(self, gradient_sum: Tensor, target_words: int, staleness: int) -> None:
-        """Takes a summed gradient [slice], `staleness` steps old; version v+1 if a step is due with it. Replay calls it without a message."""
+        """Takes a summed gradient [slice], `staleness` steps old; version v+1 if a step is due. Replay calls it without a message."""
         self.words += target_words
         self._step(self.buffer.add(gradient_sum, target_words, staleness, self.progress))
 
