@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from hpcnmt.distributed.policy import ShardPolicy
 from hpcnmt.distributed.worker import BatchCounts
 from hpcnmt.optim.adam import AdamConfig
 from hpcnmt.optim.schedule import ScheduleConfig
@@ -16,6 +17,7 @@ from hpcnmt.optim.window import GradientWindow
 SIZE = 1003
 SCHEDULE = ScheduleConfig(learning_rate=0.05, warmup_words=200, reference_words=20)
 UPDATE = UpdateConfig(AdamConfig(), SCHEDULE)
+HYBRID = ShardPolicy(buffer_pushes=4, damp_staleness=True)
 
 
 def initial() -> Tensor:

@@ -104,9 +104,9 @@ class TimedShard(Shard):
         super().__init__(*arguments)
         self.update_s: list[float] = []
 
-    def apply_gradient(self, gradient_sum: Tensor, target_words: int) -> None:
+    def apply_gradient(self, gradient_sum: Tensor, target_words: int, staleness: int) -> None:
         begin = time.perf_counter()
-        super().apply_gradient(gradient_sum, target_words)
+        super().apply_gradient(gradient_sum, target_words, staleness)
         self.update_s.append(time.perf_counter() - begin)
 
     def update_rounds(self, point: CommPoint) -> list[float]:

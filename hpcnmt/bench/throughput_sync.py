@@ -26,7 +26,7 @@ class StepOfAnAccelerator(Update):
 
     def apply(
         self, parameters: Tensor, gradient_sum: Tensor, target_words: int, out: Tensor | None = None,
-        between: Callable[[], None] | None = None,
+        between: Callable[[], None] | None = None, rate_factor: float = 1.0, clip_norm: float = 0.0,
     ) -> None:  # fmt: skip
         self.words += target_words
 

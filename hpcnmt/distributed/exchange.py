@@ -60,6 +60,7 @@ class Exchange:
         self.snapshot_available = 0  # newest snapshot seen on all shards at the last pull
         self.stopped = False  # worker 0 has asked all to end
         self.ask_to_stop = False  # set by worker 0: goes out with its next push
+        self.stalls = 0  # counted by worker 0: validations without a new best; goes out with its next push
         self.rejected_pulls = 0
         self.slices = layout.slices()
         self.activity = Activity("worker", self.worker)
@@ -97,7 +98,9 @@ class Exchange:
     def announce(self, shard: int, header: PushHeader, version: int) -> None:
         """Header, then flag: the slice of the push, which is complete at `shard`, was computed on `version` of that shard."""
         block = self.transport.layout.worker_block(self.worker)
-        fields = replace(header, version=version, snapshot_read=self.snapshot_read, stop=int(self.ask_to_stop)).pack()
+        fields = replace(
+            header, version=version, snapshot_read=self.snapshot_read, stop=int(self.ask_to_stop), stalls=self.stalls
+        ).pack()  # fmt: skip
         words = np.zeros(WORKER_WORDS - HEAD, np.int64)
         words[0], words[1 : 1 + len(fields)], words[TAIL - HEAD] = self.sequence, fields, self.sequence
         self.transport.write_words(shard, block + HEAD, words)

@@ -29,18 +29,20 @@ class PushHeader:
     snapshot_read: int = 0
     stop: int = 0
     """1: worker 0 asks every worker to end (early stopping)."""
+    stalls: int = 0
+    """Of worker 0: validations without a new best so far."""
 
     def pack(self) -> list[int]:
-        """The header as nine int64 words."""
+        """The header as ten int64 words."""
         loss_bits = struct.unpack("<q", struct.pack("<d", self.loss_sum))[0]
         return [
             int(self.kind), self.target_words, self.source_words, self.sentences,
-            loss_bits, self.version, self.cut, self.snapshot_read, self.stop,
+            loss_bits, self.version, self.cut, self.snapshot_read, self.stop, self.stalls,
         ]  # fmt: skip
 
     @classmethod
     def unpack(cls, words: list[int]) -> PushHeader:
         """Inverse of `pack`."""
-        kind, target_words, source_words, sentences, loss_bits, version, cut, snapshot_read, stop = words[:9]
+        kind, target_words, source_words, sentences, loss_bits, version, cut, snapshot_read, stop, stalls = words[:10]
         loss_sum = struct.unpack("<d", struct.pack("<q", loss_bits))[0]
-        return cls(Kind(kind), target_words, source_words, sentences, loss_sum, version, cut, snapshot_read, stop)
+        return cls(Kind(kind), target_words, source_words, sentences, loss_sum, version, cut, snapshot_read, stop, stalls)

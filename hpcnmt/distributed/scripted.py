@@ -71,7 +71,8 @@ class Script:
             "applied": [int(control[b + APPLIED]) for b in blocks], "held": sorted(shard.marked),
             "snapshot": "final" if snapshot == FINAL_SNAPSHOT else snapshot, "cancelled": int(control[CANCELLED]),
             "staleness": [[k, v] for k, v in sorted(shard.staleness.items())],
-        }  # fmt: skip
+        } | ({"buffered": shard.buffer.pushes, "stepped_words": shard.update.words} if shard.config.policy.buffer_pushes > 1 else {})
+        # fmt: skip
 
     def gradient(self, worker: int) -> PushHeader:
         """Computes the next gradient of `worker` on its replica and packs it for the wire; returns the header."""
@@ -130,7 +131,8 @@ def replay(
     """Repeats a run from the logs (worker, sequence, version computed on) of its shards; returns the final parameters [parameters].
 
     A gradient may be computed once all its slices stand on the versions that the logs name, so every shard's slice of a replica is copied
-    at the moment that version is published. Raises ValueError when the logs contradict each other.
+    at the moment that version is published. A partial buffer is stepped at the end, as after the last farewell of a run. Raises
+    ValueError when the logs contradict each other.
     """
     world = LocalShards(layout, config)
     windows = _windows(layout, clip_norm)
@@ -163,10 +165,11 @@ def replay(
                 gradients[key] = (wire, _packed(gradient_of, worker, replicas.pop(key), windows[worker], wire), layout.shards)
         for shard, log in enumerate(logs):
             while positions[shard] < len(log) and log[positions[shard]][:2] in gradients:
-                worker, sequence, _ = log[positions[shard]]
+                worker, sequence, version = log[positions[shard]]
                 wire, header, left = gradients[(worker, sequence)]
                 begin, end = slices[shard]
-                world.shards[shard].apply_gradient(wire[begin:end], header.target_words)
+                state = world.shards[shard]
+                state.apply_gradient(wire[begin:end], header.target_words, state.version - version)
                 if left == 1:
                     del gradients[(worker, sequence)]
                 else:
@@ -179,5 +182,6 @@ def replay(
     final = torch.empty_like(initial)
     for shard, (begin, end) in enumerate(slices):
         state = world.shards[shard]
+        state.step_rest()
         final[begin:end] = state.memory.ring[state.version % layout.ring_slots]
     return final

@@ -9,6 +9,10 @@ pushes are held until every worker's marked push (or farewell) is applied; then 
 is raised only after worker 0 has read the last one. A worker that stays silent would hold the others: after `cut_deadline_s` shard 0 alone
 decides to cancel the cut; the workers carry its decision to the other shards, and no cut is raised until every worker has been heard again.
 A shard that had published the cancelled cut already keeps it unread: worker 0 reads only what stands on ALL shards.
+
+Words are counted twice: `words`, all that was received, is what others see and what cuts stand on, for it is the same on all shards once
+the same pushes are applied; `update.words`, what the optimizer has stepped by, lags by the pushes in the buffer (policy.py). A cut leaves
+a partial buffer as it is, and its snapshot does not hold these pushes; after the last farewell the rest is stepped.
 Run by `mpi.py`, or in one process (transport.py).
 """
 
@@ -41,6 +45,7 @@ from hpcnmt.distributed.layout import (
     Layout,
 )  # fmt: skip
 from hpcnmt.distributed.message import Kind, PushHeader
+from hpcnmt.distributed.policy import PushBuffer, ShardPolicy, Step
 from hpcnmt.distributed.transport import ShardMemory
 from hpcnmt.optim.update import Update, UpdateConfig
 
@@ -54,6 +59,8 @@ class ShardConfig:
     """Global target words between two consistent cuts (shard 0 decides); 0 = none."""
     cut_deadline_s: float = 0.0
     """Seconds after which shard 0 cancels a cut that a silent worker holds up; 0 = never."""
+    policy: ShardPolicy = field(default_factory=ShardPolicy)
+    """How pushes become updates."""
 
 
 class Shard:
@@ -63,8 +70,10 @@ class Shard:
         self, index: int, layout: Layout, config: ShardConfig, memory: ShardMemory, clock: Callable[[], float] = time.monotonic
     ) -> None:  # fmt: skip
         self.index, self.layout, self.config, self.memory, self.clock = index, layout, config, memory, clock
-        self.update = Update(layout.slice_size(index), config.update)
-        self.version, self.cut = -1, 0
+        size = layout.slice_size(index)
+        self.update, self.buffer = Update(size, config.update), PushBuffer(size, config.policy)
+        self.words = 0  # global target words received, those in the buffer included
+        self.version, self.cut, self.stalls = -1, 0, 0
         self.next_cut_words = config.cut_words
         self.snapshot_read = 0
         self.cut_raised_s = 0.0
@@ -78,11 +87,6 @@ class Shard:
         self.activity = Activity("shard", index)
         self.progress: Callable[[], None] = lambda: None
         """Called again and again during an update, so that the transfers of other workers move on meanwhile."""
-
-    @property
-    def words(self) -> int:
-        """Global target words applied so far."""
-        return self.update.words
 
     @property
     def finished(self) -> bool:
@@ -111,27 +115,43 @@ class Shard:
         return worked
 
     def _apply(self, worker: int, sequence: int, header: PushHeader) -> None:
-        ring, control = self.memory.ring, self.memory.control
+        control = self.memory.control
+        if header.stalls > self.stalls:  # before the push that says so is applied, as the plain loop knows it before its next update
+            self.stalls = header.stalls
+            self.update.note_stall()
         if header.kind == Kind.INIT:
-            self.update.start(ring[0])
+            self.update.start(self.memory.ring[0])
             self.version = 0
         elif header.kind == Kind.GRADIENT:
             if self.version < 0:
                 raise RuntimeError(f"shard {self.index}: worker {worker} pushed before the initial parameters arrived")
             if header.target_words < 1:
                 raise RuntimeError(f"shard {self.index}: worker {worker} pushed {header.target_words} target words, expected at least 1")
-            self.staleness[self.version - header.version] += 1
+            staleness = self.version - header.version
+            self.staleness[staleness] += 1
             with self.activity("apply", f"worker {worker}"):
-                self.apply_gradient(self.memory.inbox[worker], header.target_words)
+                self.apply_gradient(self.memory.inbox[worker], header.target_words, staleness)
             self.log.append((worker, sequence, header.version))
         control[GLOBAL_WORDS] = self.words
         control[VERSION] = self.version
 
-    def apply_gradient(self, gradient_sum: Tensor, target_words: int) -> None:
-        """Version v+1 from version v and a summed gradient [slice]; replay calls it without a message."""
+    def apply_gradient(self, gradient_sum: Tensor, target_words: int, staleness: int) -> None:
+        """Takes a summed gradient [slice], `staleness` steps old; version v+1 if a step is due. Replay calls it without a message."""
+        self.words += target_words
+        self._step(self.buffer.add(gradient_sum, target_words, staleness, self.progress))
+
+    def step_rest(self) -> None:
+        """Version v+1 by the pushes that are left in the buffer, if any: the end of a run."""
+        self._step(self.buffer.rest())
+        self.memory.control[VERSION] = self.version
+
+    def _step(self, step: Step | None) -> None:
+        if step is None:
+            return
         ring, slots = self.memory.ring, self.layout.ring_slots
-        new = ring[(self.version + 1) % slots]
-        self.update.apply(ring[self.version % slots], gradient_sum, target_words, new, self.progress)
+        current, new = ring[self.version % slots], ring[(self.version + 1) % slots]
+        clip_norm = self.config.policy.clip_norm
+        self.update.apply(current, step.gradient_sum, step.target_words, new, self.progress, step.rate_factor, clip_norm)
         self.version += 1
 
     def _cancel_a_late_cut(self) -> None:
@@ -165,6 +185,7 @@ class Shard:
             self._publish(self.cut)
             self.marked.clear()
         if self.finished:
+            self.step_rest()
             self._publish(FINAL_SNAPSHOT)
         due = self.config.cut_words and self.words >= self.next_cut_words and self.snapshot_read == int(control[SNAPSHOT])
         all_heard = len(self.heard | self.departed) == self.layout.workers

@@ -24,7 +24,7 @@ from hpcnmt.distributed.worker import BatchCounts, sum_counts
 from hpcnmt.optim.update import Update
 from hpcnmt.optim.window import GradientWindow
 
-COUNTS = 5  # target words, source words, sentences, loss, whether rank 0 asks to stop
+COUNTS = 6  # target words, source words, sentences, loss, whether rank 0 asks to stop, whether its last validation has stalled
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,8 @@ class SynchronousLoop:
     """Windows of one rank. `compute` reads the flat `parameters` [parameters] and adds to the flat `gradient` [parameters].
 
     `source_words` and `update.words` are those of all ranks together. `ask_to_stop`, set on rank 0, makes the next window the last one on
-    all ranks. On a GPU, operations return before they are done: there the seconds of `activity` say what the host waited for.
+    all ranks. `stalled`, set on rank 0 after a validation without a new best, is told to the update rule of all ranks in the next window,
+    before its update. On a GPU, operations return before they are done: there the seconds of `activity` say what the host waited for.
     """
 
     def __init__(
@@ -126,7 +127,7 @@ class SynchronousLoop:
         bounds = bucket_bounds(gradient.numel(), config.bucket_bytes // gradient.element_size())
         self.buckets = BucketedSum(collective, gradient, bounds)
         self.windows = self.source_words = 0
-        self.ask_to_stop = self.stopped = False
+        self.ask_to_stop = self.stopped = self.stalled = False
         self._mean = torch.empty_like(gradient)  # the clipped sum, as `update` takes it
         self._counts = torch.empty(COUNTS, dtype=torch.float64, device=gradient.device)
         self._counting: Handle | None = None
@@ -148,9 +149,12 @@ class SynchronousLoop:
             self.collective.finish(self._counting)
             self._counting = None
             self.buckets.finish()
-        target_words, source_words, sentences, loss_sum, stop = self._counts.tolist()
+        target_words, source_words, sentences, loss_sum, stop, stalled = self._counts.tolist()
         total = BatchCounts(round(target_words), round(source_words), round(sentences), loss_sum)
         self.stopped = stop > 0
+        if stalled > 0:
+            self.update.note_stall()
+            self.stalled = False
         self.source_words += total.source_words
         if total.target_words:
             self.windows += 1
@@ -178,7 +182,8 @@ class SynchronousLoop:
     def _start_counts(self, counts: BatchCounts) -> None:
         if self._counting is not None:
             raise RuntimeError("found a second call of LastBatch.counted in one window, expected one after the forward pass")
-        values = (counts.target_words, counts.source_words, counts.sentences, counts.loss_sum, float(self.ask_to_stop))
+        said = (float(self.ask_to_stop), float(self.stalled))
+        values = (counts.target_words, counts.source_words, counts.sentences, counts.loss_sum, *said)
         self._counts.copy_(torch.tensor(values, dtype=torch.float64))
         self._counting = self.collective.start_sum(self._counts, "counts")
 

@@ -60,6 +60,16 @@ class LocalShards:
         while any([shard.serve_once() for shard in self.shards]):
             pass
 
+    def note_stall(self) -> None:
+        """A validation has found no new best."""
+        for shard in self.shards:
+            shard.update.note_stall()
+
+    def step_rest(self) -> None:
+        """Steps by what is left in the buffers: the end of a run."""
+        for shard in self.shards:
+            shard.step_rest()
+
     def parameters(self, out: Tensor) -> None:
         """Copies what would be published now (EMA where on) into `out` [parameters]."""
         for shard, (begin, end) in zip(self.shards, self.layout.slices(), strict=True):

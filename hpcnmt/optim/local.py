@@ -48,11 +48,11 @@ class LocalOptimizer:
 
         `stats` [2] receives the sum of squares of the accumulator and counts what was not finite (see hpcnmt.ops).
         """
-        scale = 1.0 / target_words
+        scale = self.config.optimizer.scale_of(target_words)
         if self.clip_norm > 0:
             ops.sum_squares(gradient, self._norm)
             norm = float(self._norm[0]) ** 0.5 / target_words
             scale *= min(1.0, self.clip_norm / norm) if norm > 0 else 1.0
         rate = self.config.learning_rate_factor * self.schedule.at(global_words + target_words, target_words)
-        factors = self.adam.factors(rate, scale)
+        factors = self.adam.factors(rate, scale, global_words + target_words)
         ops.local_step_(replica, gradient, self.adam.moment1, self.adam.moment2, factors, stats, accumulator)

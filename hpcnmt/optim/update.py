@@ -1,7 +1,7 @@
 """The one update rule: a summed gradient and its words become new parameters. Shards, synchronous workers, the plain
 loop and virtual time all call it.
 
-sum / words -> Adam with the learning rate of (global words, words of this update) -> exponential moving average.
+sum / words (or the sum) -> Adam with betas and learning rate of (global words, words of this update) -> exponential moving average.
 EMA (Marian's form, decay rescaled by the words of the update): d = max(1 - (1 - alpha)^(T / T_ref), 1 - (u+1)/(u+10)),
 avg <- (1-d) avg + d p.
 """
@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from hpcnmt import ops
 from hpcnmt.optim.adam import Adam, AdamConfig
 from hpcnmt.optim.schedule import ScheduleConfig
 
@@ -33,35 +34,52 @@ class UpdateConfig:
 
 
 class Update:
-    """State of the rule for `size` parameters: Adam's moments, the moving average, the global target words seen."""
+    """State of the rule for `size` parameters: Adam's moments, the moving average, the global target words stepped by, and the count at
+    which a stalled validation last restarted the warm-up."""
 
     def __init__(self, size: int, config: UpdateConfig, device: torch.device | str = "cpu") -> None:
         self.config = config
         self.adam = Adam(size, config.adam, device)
         self.ema = torch.empty(size, device=device) if config.ema_alpha > 0 else None
-        self.words = 0
+        self.words = self.stalled_at_words = 0
+        self._norm = ops.new_stats(device)
 
     def start(self, parameters: Tensor) -> None:
         """Takes the initial `parameters` [size] into the moving average."""
         if self.ema is not None:
             self.ema.copy_(parameters)
 
+    def note_stall(self) -> None:
+        """A validation has found no new best: the warm-up begins anew where the schedule says so."""
+        if self.config.schedule.restart_on_stall:
+            self.stalled_at_words = self.words
+
     def apply(
         self, parameters: Tensor, gradient_sum: Tensor, target_words: int, out: Tensor | None = None,
-        between: Callable[[], None] | None = None,
+        between: Callable[[], None] | None = None, rate_factor: float = 1.0, clip_norm: float = 0.0,
     ) -> None:  # fmt: skip
         """One update, in one pass, by `gradient_sum` [size] over `target_words`; the result goes to `out` (default: in place).
 
-        `between` is called between pieces of about a million elements.
+        `between` is called between pieces of about a million elements. `rate_factor` multiplies the learning rate. `clip_norm` (0 = off,
+        otherwise one more pass) limits the norm of what goes into Adam.
         """
         self.words += target_words
         schedule = self.config.schedule
+        rate = rate_factor * schedule.at(self.words, target_words, self.stalled_at_words)
+        scale = self.config.adam.scale_of(target_words)
+        if clip_norm > 0:
+            scale *= self._clip_factor(gradient_sum, scale, clip_norm)
         share = target_words / schedule.reference_words
         start = 1.0 - 9.0 / (self.words / schedule.reference_words + 10.0)
         self.adam.step(
-            parameters, gradient_sum, schedule.at(self.words, target_words), 1.0 / target_words, out, self.ema,
+            parameters, gradient_sum, rate, scale, self.words, out, self.ema,
             ema_share=1.0 - min((1.0 - self.config.ema_alpha) ** share, start**share), between=between,
         )  # fmt: skip
+
+    def _clip_factor(self, gradient_sum: Tensor, scale: float, clip_norm: float) -> float:
+        ops.sum_squares(gradient_sum, self._norm)
+        norm = float(self._norm[0]) ** 0.5 * scale
+        return clip_norm / norm if norm > clip_norm else 1.0
 
     def published(self, parameters: Tensor) -> Tensor:
         """What validation and saving use: the moving average where it is on, otherwise `parameters`."""

@@ -61,7 +61,8 @@ def _serve(windows: MpiWindows, recipe: Recipe, run: Path, report: RankReport) -
         report.counters = lambda: shard_counters(shard)
 
     torch.set_num_threads(1)
-    shard = windows.serve(ShardConfig(recipe.update, recipe.validation.every_words, recipe.deadlines.cut_s), watch=watch)
+    config = ShardConfig(recipe.update, recipe.validation.every_words, recipe.deadlines.cut_s, recipe.shard)
+    shard = windows.serve(config, watch=watch)
     staleness = {str(k): v for k, v in sorted(shard.staleness.items())}
     untouched = shard.update.adam.untouched
     figures = {"updates": shard.version, "target_words": shard.words, "staleness": staleness, "untouched_elements": untouched}
@@ -138,6 +139,7 @@ class _Worker:
         with self.activity("validate"):
             self.validation.evaluate(snapshot, self.exchange.snapshot_words, final)
         self.exchange.ask_to_stop = self.validation.should_stop
+        self.exchange.stalls += self.validation.has_stalled
 
     def _end(self, train_s: float, shares: dict[str, float]) -> None:
         if self.journal is None or self.validation is None:

@@ -79,6 +79,8 @@ def _train_plain(recipe: Recipe, data: Path, run: Path, report: RankReport) -> N
             next_validation = update.words + recipe.validation.every_words
             with activity("validate"):
                 validation.evaluate(update.published(flat.values), update.words)
+            if validation.has_stalled:
+                update.note_stall()
     with activity("validate"):
         validation.evaluate(update.published(flat.values), update.words, final=True)
     end_run(journal, validation, update.words, [loader], {"dropped_windows": window.dropped}, source_words)
@@ -96,7 +98,7 @@ def _train_virtual(recipe: Recipe, data: Path, run: Path, workers: int, shards: 
     trainee.seed_worker(0)
     recipe, flat = trainee.recipe, trainee.flat
     layout = recipe.layout(flat.size, workers, shards)
-    cluster_shards = LocalShards(layout, ShardConfig(recipe.update))
+    cluster_shards = LocalShards(layout, ShardConfig(recipe.update, policy=recipe.shard))
     for shard in cluster_shards.shards:
         shard.activity = activity
     journal, validation = trainee.open_run(run, workers, shards, "none")
@@ -130,6 +132,9 @@ def _train_virtual(recipe: Recipe, data: Path, run: Path, workers: int, shards: 
             cluster_shards.parameters(snapshot)
             with activity("validate"):
                 validation.evaluate(snapshot, cluster.words, clock={"simulated_s": cluster.now_s})
+            if validation.has_stalled:
+                cluster_shards.note_stall()
+    cluster_shards.step_rest()
     cluster_shards.parameters(snapshot)
     with activity("validate"):
         validation.evaluate(snapshot, cluster.words, final=True, clock={"simulated_s": cluster.now_s})

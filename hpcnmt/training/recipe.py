@@ -9,6 +9,7 @@ from hpcnmt.config import from_mapping
 from hpcnmt.data.loader import LoaderConfig
 from hpcnmt.distributed.deadlines import DeadlineConfig
 from hpcnmt.distributed.layout import Layout, default_ring_slots
+from hpcnmt.distributed.policy import ShardPolicy
 from hpcnmt.distributed.synchronous import SyncConfig
 from hpcnmt.distributed.virtual import ClockConfig
 from hpcnmt.distributed.worker import WorkerConfig
@@ -84,6 +85,7 @@ class Recipe:
     worker: WorkerConfig = field(default_factory=WorkerConfig)
     optimizer: AdamConfig = field(default_factory=AdamConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    shard: ShardPolicy = field(default_factory=ShardPolicy)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     deadlines: DeadlineConfig = field(default_factory=DeadlineConfig)
@@ -100,7 +102,7 @@ class Recipe:
         return UpdateConfig(self.optimizer, self.schedule, self.training.ema_alpha)
 
 
-_ENGINE = ("training.ring_slots", "training.wire", "worker.overlap", "worker.local")
+_ENGINE = ("training.ring_slots", "training.wire", "worker.overlap", "worker.local", "shard")
 WITHOUT_EFFECT = {
     ("model.type", "gru"): ("model.heads", "model.feedforward_dim", "model.encoder_layers", "model.decoder_layers"),
     ("model.type", "transformer"): ("model.hidden_dim", "model.layer_norm"),
@@ -109,6 +111,9 @@ WITHOUT_EFFECT = {
     ("training.mode", "plain"): ("clock", "deadlines", "sync", *_ENGINE),
     ("training.mode", "virtual"): ("deadlines", "sync"),
     ("worker.local.mode", "off"): ("worker.local",),
+    ("optimizer.later.words", "0"): ("optimizer.later",),
+    ("worker.local.optimizer.later.words", "0"): ("worker.local.optimizer.later",),
+    ("schedule.warmup", "rate"): ("schedule.normaliser_start",),
     ("validation.patience", "0"): ("validation.stop_on",),
 }
 
@@ -126,8 +131,13 @@ def build_recipe(mapping: dict[str, Any]) -> Recipe:
     for name in ("model.vocabulary_size", "model.source_vocabulary_size"):
         if _value(recipe, name) != _value(default, name):
             raise ValueError(f"{name} has no effect in a recipe: it is that of the prepared corpus, remove it")
+    watches_stalls = recipe.schedule.restart_on_stall
+    if watches_stalls and not recipe.validation.stop_on:
+        raise ValueError("validation.stop_on is empty, expected at least one metric with schedule.restart_on_stall=True")
     for (chooser, value), names in WITHOUT_EFFECT.items():
         for name in names if str(_value(recipe, chooser)) == value else ():
+            if name == "validation.stop_on" and watches_stalls:
+                continue  # it says what a stall is
             if _value(recipe, name) != _value(default, name):
                 raise ValueError(f"{name} has no effect with {chooser}={value}: remove it, or change {chooser}")
     return recipe

@@ -117,6 +117,7 @@ class _Progress:
         before = self.validation.seconds
         self._validate()
         self.loop.ask_to_stop = self.validation.should_stop
+        self.loop.stalled = self.validation.has_stalled
         took, limit = self.validation.seconds - before, self.recipe.deadlines.peer_s
         if took > LONG_VALIDATION * limit and self.loop.collective.size > 1:
             self.journal.say(f"validation took {took:.0f} s while the other ranks wait for at most {limit:.0f} s: raise deadlines.peer_s")

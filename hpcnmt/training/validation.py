@@ -45,6 +45,11 @@ class Validation:
         """True once no metric of `stop_on` has improved for `patience` validations."""
         return 0 < self.config.patience <= self.stalled
 
+    @property
+    def has_stalled(self) -> bool:
+        """True if the last validation has found no new best of any metric of `stop_on`."""
+        return self.stalled > 0
+
     def evaluate(
         self, snapshot: Tensor, target_words: int, final: bool = False, clock: Mapping[str, float] | None = None
     ) -> dict[str, float]:  # fmt: skip

@@ -12,6 +12,7 @@ from hpcnmt.distributed.deadlines import DeadlineConfig
 from hpcnmt.distributed.exchange import Exchange
 from hpcnmt.distributed.layout import Layout
 from hpcnmt.distributed.mpi import MpiWindows, check_memory, check_world, ranks_of_this_host
+from hpcnmt.distributed.policy import ShardPolicy
 from hpcnmt.distributed.shard import ShardConfig
 from hpcnmt.distributed.worker import WorkerConfig, WorkerLoop
 from tests import quadratic
@@ -34,7 +35,7 @@ def main() -> None:
     if rank >= workers:
         if rank == fail_rank:
             raise ValueError(f"planted failure on rank {rank}")
-        shard = windows.serve(ShardConfig(quadratic.UPDATE))
+        shard = windows.serve(ShardConfig(quadratic.UPDATE, policy=quadratic.HYBRID if "hybrid" in sys.argv else ShardPolicy()))
         report(shard=rank, words=shard.words, version=shard.version, log=shard.log)
     else:
         replica, accumulator = quadratic.initial(), torch.zeros(quadratic.SIZE)

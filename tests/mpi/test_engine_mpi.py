@@ -11,6 +11,7 @@ from typing import Any, Literal
 import pytest
 
 from hpcnmt.distributed.layout import Layout
+from hpcnmt.distributed.policy import ShardPolicy
 from hpcnmt.distributed.scripted import replay
 from hpcnmt.distributed.shard import ShardConfig
 from tests import quadratic
@@ -48,12 +49,16 @@ def test_every_push_is_applied_exactly_once(workers: int, shards: int, overlap: 
     assert all(sorted([w, s] for w, s, _ in line["log"]) == expected for line in logs)
 
 
-@pytest.mark.parametrize(("overlap", "wire"), [(0, "fp32"), (1, "fp32"), (1, "bf16")])
-def test_the_logs_of_the_shards_replay_bit_for_bit_in_one_process(overlap: int, wire: Literal["fp32", "bf16"]) -> None:
-    code, lines, output = run_ranks(4, 2, 2, 1, overlap, 15, -1, wire)
+@pytest.mark.parametrize(
+    ("overlap", "wire", "policy"), [(0, "fp32", "plain"), (1, "fp32", "plain"), (1, "bf16", "plain"), (1, "fp32", "hybrid")]
+)
+def test_the_logs_of_the_shards_replay_bit_for_bit_in_one_process(overlap: int, wire: Literal["fp32", "bf16"], policy: str) -> None:
+    code, lines, output = run_ranks(4, 2, 2, 1, overlap, 15, -1, wire, policy)
     assert code == 0, output
     logs = [[tuple(entry) for entry in line["log"]] for line in sorted((x for x in lines if "shard" in x), key=lambda x: x["shard"])]
-    layout, config = Layout(quadratic.SIZE, 2, 2, wire=wire), ShardConfig(quadratic.UPDATE)
+    layout = Layout(quadratic.SIZE, 2, 2, wire=wire)
+    config = ShardConfig(quadratic.UPDATE, policy=quadratic.HYBRID if policy == "hybrid" else ShardPolicy())
+    assert {x["version"] for x in lines if "shard" in x} == {8 if policy == "hybrid" else 30}  # 7 full buffers of 4, the rest at the end
     again = replay(logs, layout, config, quadratic.gradients(2), quadratic.initial())
     assert [x["final"] for x in lines if "final" in x] == [hashlib.sha256(again.numpy().tobytes()).hexdigest()]
 

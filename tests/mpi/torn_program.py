@@ -28,7 +28,7 @@ class CountingShard(Shard):
 
     planted = False
 
-    def apply_gradient(self, gradient_sum: Tensor, target_words: int) -> None:
+    def apply_gradient(self, gradient_sum: Tensor, target_words: int, staleness: int) -> None:
         ring, slots = self.memory.ring, self.layout.ring_slots
         new = ring[self.version % slots] if self.planted else ring[(self.version + 1) % slots]
         torch.add(ring[self.version % slots], 1.0, out=new)

@@ -31,6 +31,15 @@ def test_shipped_recipes_are_valid(path: Path) -> None:
         (["training.mode=sync", "worker.overlap=1"], "worker.overlap has no effect with training.mode=sync"),
         (["training.mode=sync", "training.wire=bf16"], "training.wire has no effect with training.mode=sync"),
         (["training.mode=sync", "clock.batch_s=1"], "clock has no effect with training.mode=sync"),
+        (["training.mode=sync", "shard.buffer_pushes=2"], "shard has no effect with training.mode=sync"),
+        (["training.mode=plain", "shard.damp_staleness=true"], "shard has no effect with training.mode=plain"),
+        (["shard.buffer_pushes=0"], "shard.buffer_pushes is 0, expected at least 1"),
+        (["optimizer.later.beta1=0.5"], "optimizer.later has no effect with optimizer.later.words=0"),
+        (["optimizer.later={words: 9, beta1: 1}"], "optimizer.later.beta1 is 1.0, expected a number between -1 and 1"),
+        (["optimizer.later.words=-1"], "optimizer.later.words is -1, expected 0"),
+        (["schedule.normaliser_start=9000"], "schedule.normaliser_start has no effect with schedule.warmup=rate"),
+        (["schedule.restart_on_stall=true", "validation.stop_on=[]"], "validation.stop_on is empty, .* schedule.restart_on_stall"),
+        (["validation.stop_on=[bleu]"], "validation.stop_on has no effect with validation.patience=0"),
         (["sync.backend=torch"], "sync has no effect with training.mode=async"),
         (["training.mode=sync", "sync.backend=gloo"], "found 'gloo' for sync.backend, expected one of 'horovod', 'torch'"),
         (["loader.max_epochs=-1"], "loader.max_epochs is -1, expected 0"),
@@ -58,6 +67,11 @@ def test_wrong_options_are_refused(settings: list[str], message: str) -> None:
 def test_overrides_are_typed() -> None:
     recipe = build_recipe(override(load_recipe("sample"), ["schedule.learning_rate=1e-3", "worker.clip_norm=2", "validation.patience=3"]))
     assert (recipe.schedule.learning_rate, recipe.worker.clip_norm, recipe.validation.patience) == (0.001, 2.0, 3)
+
+
+def test_stop_on_has_effect_where_a_stall_has() -> None:
+    recipe = build_recipe(override(load_recipe("sample"), ["schedule.restart_on_stall=true", "validation.stop_on=[bleu]"]))
+    assert recipe.validation.stop_on == ("bleu",)
 
 
 def test_missing_and_broken_recipes(tmp_path: Path) -> None:

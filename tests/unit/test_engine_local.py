@@ -15,6 +15,7 @@ from hpcnmt.distributed.deadlines import DeadlineConfig
 from hpcnmt.distributed.exchange import Exchange
 from hpcnmt.distributed.layout import FINAL_SNAPSHOT, GLOBAL_WORDS, LANES, SNAPSHOT, Layout
 from hpcnmt.distributed.message import Kind, PushHeader
+from hpcnmt.distributed.policy import ShardPolicy
 from hpcnmt.distributed.scripted import replay
 from hpcnmt.distributed.shard import Shard, ShardConfig
 from hpcnmt.distributed.transport import LocalTransport
@@ -73,9 +74,10 @@ def test_overlap_is_exactly_one_window_late_and_reproducible() -> None:
     assert torch.equal(*results)
 
 
-def test_threads_apply_every_push_once_and_cuts_are_consistent() -> None:
+@pytest.mark.parametrize("policy", [ShardPolicy(), ShardPolicy(buffer_pushes=7, damp_staleness=True)], ids=["plain", "hybrid"])
+def test_threads_apply_every_push_once_and_cuts_are_consistent(policy: ShardPolicy) -> None:
     layout = Layout(quadratic.SIZE, 3, 2)
-    config = ShardConfig(quadratic.UPDATE, cut_words=200)
+    config = ShardConfig(quadratic.UPDATE, cut_words=200, policy=policy)
     world = World(layout, config)
     world.transport._on_poll = lambda: time.sleep(1e-4)
 

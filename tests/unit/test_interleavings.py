@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from hpcnmt.distributed.layout import Layout
+from hpcnmt.distributed.layout import SNAPSHOT_WORDS, Layout
+from hpcnmt.distributed.policy import ShardPolicy
 from hpcnmt.distributed.scripted import Script, replay
 from hpcnmt.distributed.shard import ShardConfig
 from hpcnmt.distributed.virtual import ClockConfig, LocalShards, VirtualCluster
@@ -90,6 +91,15 @@ SCRIPTS = {
         "push 0|serve 0|serve 1|push 0|serve 0|serve 1|push 0|serve 0|serve 1|pull 0|pull 1|push 0|serve 0|serve 1|push 1|serve 1|"
         "wait 61|serve 0|serve 0|pull 0|serve 1|push 0|serve 0|serve 1|pull 0|pull 1|push 0|serve 0|serve 1|push 1|serve 0|serve 1|read 0"
     ),
+    # B = 3: the third push is a step and raises the cut; the marked fourth and fifth stand in the buffer at the cut, the sixth steps after it.
+    "hybrid_cut_with_a_partial_buffer": (
+        "push 0|serve 0|serve 1|push 1|serve 1|serve 0|push 0|serve 0|serve 1|pull 0|pull 1|push 0|serve 0|serve 1|push 1|serve 1|serve 0|"
+        "read 0|pull 0|push 0|serve 0|serve 1"
+    ),
+    # Three pushes and B = 2, in different orders: worker 1 is acknowledged at once; the last farewell steps the third push by its words.
+    "hybrid_farewell_with_a_partial_buffer": (
+        "push 0|push 1|serve 0|pull 0|serve 1|push 0|serve 1|serve 0|farewell 1|serve 0|serve 1|farewell 0|serve 1|serve 0"
+    ),
     "flag_before_header": "flag_first 1|serve 0|serve 1|push 1|serve 0|serve 1",
     "slow_worker_is_stale": (
         "push 0|serve 0|serve 1|pull 0|push 0|serve 0|serve 1|pull 0|push 0|serve 0|serve 1|push 1|serve 1|serve 0"
@@ -97,10 +107,14 @@ SCRIPTS = {
 }
 
 
+BUFFERS = {"hybrid_cut_with_a_partial_buffer": 3, "hybrid_farewell_with_a_partial_buffer": 2}
+
+
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_golden_trace(name: str) -> None:
     layout = Layout(quadratic.SIZE, 2, 2)
-    config = ShardConfig(quadratic.UPDATE, cut_words=30 if "cut" in name else 0, cut_deadline_s=60.0)
+    policy = ShardPolicy(BUFFERS.get(name, 1))
+    config = ShardConfig(quadratic.UPDATE, cut_words=30 if "cut" in name else 0, cut_deadline_s=60.0, policy=policy)
     trace = Script(layout, config, quadratic.gradients(2), quadratic.initial()).run(SCRIPTS[name].split("|"))
     assert len({json.dumps([s["words"], s["applied"]]) for s in trace[-1]["shards"]}) == 1  # every push applied once on both shards
     path = GOLDEN / f"{name}.json"
@@ -108,6 +122,17 @@ def test_golden_trace(name: str) -> None:
         path.parent.mkdir(exist_ok=True)
         path.write_text("[\n" + ",\n".join(json.dumps(step) for step in trace) + "\n]\n", "utf-8")
     assert trace == json.loads(path.read_text("utf-8"))
+
+
+def test_the_snapshot_of_a_cut_holds_what_is_stepped_and_its_words_are_those_received() -> None:
+    config = ShardConfig(quadratic.UPDATE, cut_words=30, policy=ShardPolicy(3))
+    script = Script(Layout(quadratic.SIZE, 2, 2), config, quadratic.gradients(2), quadratic.initial())
+    moves = SCRIPTS["hybrid_cut_with_a_partial_buffer"].split("|")
+    script.run(moves[: moves.index("read 0")])
+    for shard in script.world.shards:
+        assert (shard.version, shard.buffer.pushes) == (1, 2) and shard.cuts == [(1, shard.words)]
+        assert shard.words == shard.update.words + shard.buffer.target_words == int(shard.memory.control[SNAPSHOT_WORDS])
+        assert torch.equal(shard.memory.ring[script.world.layout.ring_slots], shard.memory.ring[1])
 
 
 def test_a_wrong_move_is_refused() -> None:

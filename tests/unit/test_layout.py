@@ -30,7 +30,7 @@ def test_more_shards_than_parameters() -> None:
 
 @given(st.floats(allow_nan=False), st.integers(0, 2**40), st.integers(-1, 2**40))
 def test_header_round_trip(loss_sum: float, words: int, version: int) -> None:
-    header = PushHeader(Kind.GRADIENT, words, words, 3, loss_sum, version, 2, 1)
+    header = PushHeader(Kind.GRADIENT, words, words, 3, loss_sum, version, 2, 1, 1, 4)
     assert PushHeader.unpack(header.pack()) == header
 
 

@@ -16,8 +16,10 @@ from hpcnmt.distributed.synchronous import BucketedSum, Compute, LastBatch, Sync
 from hpcnmt.distributed.worker import BatchCounts
 from hpcnmt.models.build import build_model
 from hpcnmt.models.seq2seq import ModelConfig
+from hpcnmt.optim.adam import AdamConfig
 from hpcnmt.optim.flat import FlatParameters
-from hpcnmt.optim.update import Update
+from hpcnmt.optim.schedule import ScheduleConfig
+from hpcnmt.optim.update import Update, UpdateConfig
 from hpcnmt.optim.window import GradientWindow
 from hpcnmt.training.synchronous import ReadyHooks
 from tests import quadratic
@@ -236,3 +238,24 @@ def test_torchrun_without_a_fitting_world_is_refused(monkeypatch: pytest.MonkeyP
     with pytest.raises(RuntimeError, match="found 3 ranks of torchrun, expected 2 workers: use --workers 3"):
         find_world("torch", 2)
     assert find_world("torch", 3).launcher == "torchrun"
+
+
+def test_a_stall_on_rank_0_restarts_the_warmup_on_all_ranks_before_the_next_update() -> None:
+    schedule = ScheduleConfig(0.05, 200, reference_words=20, restart_on_stall=True)
+
+    def program(collective: ThreadedCollective) -> tuple[torch.Tensor, list[int], list[int]]:
+        loop, _ = loop_of(collective)
+        loop.update = Update(quadratic.SIZE, UpdateConfig(AdamConfig(), schedule))
+        loop.start()
+        words, restarts = [], []
+        for window in range(8):
+            loop.stalled = window in (2, 5) and collective.rank == 0
+            loop.window()
+            words.append(loop.update.words)
+            restarts.append(loop.update.stalled_at_words)
+        return loop.parameters, words, restarts
+
+    first, second = run_ranks(2, program)
+    assert torch.equal(first[0], second[0]) and first[1:] == second[1:]
+    words, restarts = first[1:]
+    assert restarts == [0, 0, *[words[1]] * 3, *[words[4]] * 3]
