@@ -70,6 +70,15 @@ def test_the_modes_in_one_process_train_the_same_way(folder: Path, mode: str, op
     assert all(word in shown for word in ("source", "target", "total", "staleness")[: 4 if mode == "virtual" else 3]), shown
 
 
+def test_a_shard_follows_the_policies_of_the_recipe(folder: Path) -> None:
+    settings = ("shard.buffer_pushes=4", "shard.damp_staleness=true", "schedule.restart_on_stall=true")
+    done = train(folder, "hybrid", "--workers", 2, "--shards", 1, settings=settings)
+    assert done.returncode == 0, done.stderr
+    shard = json.loads((folder / "hybrid" / "shard-0.json").read_text())
+    assert shard["updates"] == -(-sum(shard["staleness"].values()) // 4)  # the rest at the end
+    assert shard["target_words"] == records(folder / "hybrid", "end")[0]["target_words"]
+
+
 def test_separate_vocabularies_from_text_to_translation(folder: Path) -> None:
     files = [f"--{split}-{side}={folder / 'text' / f'{split}.{end}'}" for split in ("train", "valid")
              for side, end in (("source", "src"), ("target", "trg"))]  # fmt: skip

@@ -91,7 +91,7 @@ SCRIPTS = {
         "push 0|serve 0|serve 1|push 0|serve 0|serve 1|push 0|serve 0|serve 1|pull 0|pull 1|push 0|serve 0|serve 1|push 1|serve 1|"
         "wait 61|serve 0|serve 0|pull 0|serve 1|push 0|serve 0|serve 1|pull 0|pull 1|push 0|serve 0|serve 1|push 1|serve 0|serve 1|read 0"
     ),
-    # B = 3: the third push is a step and raises the cut; the marked fourth and fifth stand in the buffer at the cut, the sixth steps after it.
+    # B = 3: the third push is a step and raises the cut; the marked fourth and fifth stay in the buffer at the cut, the sixth steps.
     "hybrid_cut_with_a_partial_buffer": (
         "push 0|serve 0|serve 1|push 1|serve 1|serve 0|push 0|serve 0|serve 1|pull 0|pull 1|push 0|serve 0|serve 1|push 1|serve 1|serve 0|"
         "read 0|pull 0|push 0|serve 0|serve 1"
