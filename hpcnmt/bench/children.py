@@ -1,7 +1,7 @@
 """Child processes that train the runs of a benchmark, several at once.
 
 Invariants: a run that has ended is never trained again; one that was cut off is removed and trained anew. A run that fails leaves the
-others alone. No child outlives the benchmark, however that ends (but by SIGKILL). Used by quality.py and time_to_bleu.py.
+others alone. No child outlives the benchmark, however that ends (but by SIGKILL). Used by quality.py, ablation.py and time_to_bleu.py.
 """
 
 from __future__ import annotations

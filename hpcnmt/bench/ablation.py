@@ -1,0 +1,70 @@
+"""A grid of training policies x seeds with the same words each: what does a policy reach, how soon, and how far is it from the baseline?
+
+GRID.yaml names a recipe, options of all policies, the baseline and the policies (docs/benchmarks.md). Each policy and seed is one
+training in one process: in virtual time (W logical workers, exact staleness), plain, or sync-equivalent (what W synchronous workers
+compute, as one process with windows of W * tau batches). Runs that are complete are not trained again; one that was cut off is trained
+anew. The summary has, for every policy: the last cross-entropy, BLEU and chrF (mean, smallest and largest over seeds), the difference to
+the baseline over common seeds with its 95 % interval, the median words to a target (mean of 3 validations), and mean staleness.
+
+--from-throughput (results of `bench throughput` with simulated compute, one file for each network) adds seconds to the target =
+words / words per second, and their ratio to the baseline's: predictions for the cluster that the simulation stands for.
+
+examples:
+  hpcnmt bench ablation benchmarks/grids/multi30k-transformer-small.yaml --data prepared --seeds 1,2,3 --jobs 2 \\
+      --work runs --out ablation.json
+  # the same grid with seconds at two network speeds: nothing is trained again
+  hpcnmt bench ablation benchmarks/grids/multi30k-transformer-small.yaml --data prepared --seeds 1,2,3 --work runs --out ablation.json \\
+      --from-throughput throughput-1gbit.json --from-throughput throughput-10gbit.json
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from hpcnmt.bench.ablation_summary import summarize, without_rate
+from hpcnmt.bench.children import train_all, work_folder
+from hpcnmt.bench.grid import Grid, read_grid
+from hpcnmt.bench.quality import add_jobs, add_places, check_jobs, configuration, not_measured, report_failures, trained_point
+from hpcnmt.bench.rates import read_columns
+from hpcnmt.bench.results import Figures, Results
+from hpcnmt.bench.runs import Run, integers
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of this kind."""
+    parser.add_argument("grid", type=Path, metavar="GRID.yaml", help="the policies, see docs/benchmarks.md")
+    add_places(parser)
+    add_jobs(parser)
+    parser.add_argument(
+        "--from-throughput", type=Path, action="append", default=[], metavar="FILE",
+        help="results of hpcnmt bench throughput with simulated compute; repeatable, one for each network",
+    )  # fmt: skip
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Trains and notes all points; returns the exit code, 1 when a run has failed."""
+    check_jobs(arguments.jobs)
+    grid, seeds = read_grid(arguments.grid), integers(arguments.seeds, "--seeds")
+    columns = read_columns(arguments.from_throughput)
+    runs = [grid.plan(name, seed, arguments.data, arguments.work) for seed in seeds for name in grid.policies]  # policies in turns
+    results = Results(arguments.out, "ablation", grid_configuration(grid, arguments.data))
+
+    def note_summary() -> None:
+        results.summarize(summarize(results.points, grid.baseline, grid.target, columns))
+
+    def note(run: Run) -> None:
+        results.add(run.key, trained_point(run))
+        note_summary()
+
+    with work_folder(arguments.work):
+        failures = train_all(not_measured(runs, results), arguments.jobs, "", note)
+    note_summary()  # target and rates may be new
+    if missing := without_rate(results.points, columns):
+        print(f"no words per second, and so no seconds, for {', '.join(missing)}", flush=True)
+    return report_failures(failures, arguments.out)
+
+
+def grid_configuration(grid: Grid, data: Path) -> Figures:
+    """What all points of a results file have in common: policies, seeds and a target may be added later."""
+    return {"baseline": grid.baseline} | configuration(grid.recipe, grid.set, grid.settings(grid.baseline), data)

@@ -1,0 +1,92 @@
+"""The summary of an ablation from its points: what each policy reaches, how far it is from the baseline, and how soon it gets to a target.
+
+Quality is against words (virtual time); seconds are a product: words to the target / words per second of a simulated rate. Pure
+functions; called by ablation.py, shown by report_ablation.py.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hpcnmt.bench.crossing import LOWER_IS_BETTER, crossing, mean_of_last, median_over_seeds
+from hpcnmt.bench.grid import Target
+from hpcnmt.bench.rates import Column
+from hpcnmt.bench.results import Figures
+from hpcnmt.bench.seeds import difference, last, spread, staleness_over
+
+METRICS = ("cross_entropy", "bleu", "chrf")
+TARGETS = ("cross_entropy", "bleu")
+SETTINGS = ("mode", "workers", "delay", "overlap", "wire")
+BySeed = dict[int, Figures]
+
+
+def by_policy(points: Mapping[str, Figures]) -> dict[str, BySeed]:
+    """Points by policy and seed."""
+    found: dict[str, BySeed] = {}
+    for point in points.values():
+        found.setdefault(point["settings"]["name"], {})[point["settings"]["seed"]] = point
+    return found
+
+
+def targets(given: Target, baseline: BySeed) -> dict[str, float | None]:
+    """What is to be reached: as given, or the median over the baseline's seeds of the mean of their last validations.
+
+    Of an even number of seeds the worse one in the middle counts, so that the baseline itself always has a median time to it.
+    """
+    found: dict[str, float | None] = {}
+    for metric in TARGETS:
+        ends = [end for point in baseline.values() if (end := mean_of_last(point["curve"], metric)) is not None]
+        middle = statistics.median_high if metric in LOWER_IS_BETTER else statistics.median_low
+        found[metric] = getattr(given, metric) or (middle(ends) if ends else None)
+    return found
+
+
+def summarize(points: Mapping[str, Figures], baseline: str, given: Target, columns: Sequence[Column]) -> Figures:
+    """The whole summary: "baseline", "target", "policies" and, with throughput results, "seconds"."""
+    policies = by_policy(points)
+    compared = policies.get(baseline, {})
+    goal = targets(given, compared)
+    rows = [_row(name, seeds, compared, goal) for name, seeds in policies.items()]
+    seconds = [entry for column in columns for entry in _seconds(rows, column, baseline)]
+    return {"baseline": baseline, "target": goal, "policies": rows} | ({"seconds": seconds} if columns else {})
+
+
+def _row(name: str, seeds: BySeed, baseline: BySeed, goal: Mapping[str, float | None]) -> Figures:
+    settings = next(iter(seeds.values()))["settings"]
+    row: Figures = {"name": name} | {key: settings[key] for key in SETTINGS} | {"seeds": sorted(seeds)}
+    for metric in METRICS:
+        found = last(seeds, metric)
+        row[metric] = spread(list(found.values()))
+        row[f"{metric}_difference"] = None if seeds is baseline else difference(found, last(baseline, metric))
+    for metric, target in goal.items():
+        reached = [None if target is None else crossing(point["curve"], target, metric) for point in seeds.values()]
+        row[f"words_to_{metric}"] = median_over_seeds(reached, "target_words")
+        row[f"reached_{metric}"] = sum(point is not None for point in reached)
+    return row | {"mean_staleness": staleness_over(seeds)}
+
+
+def _seconds(rows: Sequence[Figures], column: Column, baseline: str) -> list[Figures]:
+    """A row for each policy that has a rate in `column`."""
+    found = []
+    for row in rows:
+        rate = column.rate(row)
+        if rate is None:
+            continue
+        entry: dict[str, Any] = {"rates": column.label, "name": row["name"], "throughput": rate[0], "target_words_per_s": rate[1]}
+        for metric in TARGETS:
+            words = row[f"words_to_{metric}"]
+            entry[f"seconds_to_{metric}"] = None if words is None else words / rate[1]
+        found.append(entry)
+    compared: Figures = next((entry for entry in found if entry["name"] == baseline), {})
+    for entry, metric in ((entry, metric) for entry in found for metric in TARGETS):
+        ours, theirs = entry[f"seconds_to_{metric}"], compared.get(f"seconds_to_{metric}")
+        entry[f"ratio_{metric}"] = None if ours is None or not theirs else ours / theirs
+    return found
+
+
+def without_rate(points: Mapping[str, Figures], columns: Sequence[Column]) -> list[str]:
+    """What has no seconds, in words."""
+    first = {name: next(iter(seeds.values()))["settings"] for name, seeds in by_policy(points).items()}
+    return [f"{name} ({column.label})" for column in columns for name, settings in first.items() if column.rate(settings) is None]
