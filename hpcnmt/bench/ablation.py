@@ -9,12 +9,18 @@ the baseline over common seeds with its 95 % interval, the median words to a tar
 --from-throughput (results of `bench throughput` with simulated compute, one file for each network) adds seconds to the target =
 words / words per second, and their ratio to the baseline's: predictions for the cluster that the simulation stands for.
 
+--test NAME=SOURCE,REFERENCE (repeatable: all files become one set of sentences) translates them with the best model of every run, with
+the beam of the recipe's validation: BLEU and chrF of each run, and paired bootstrap resampling (sacreBLEU's) of every policy against the
+baseline, seed by seed. It can be asked for later; nothing is translated twice.
+
 examples:
   hpcnmt bench ablation benchmarks/grids/multi30k-transformer-small.yaml --data prepared --seeds 1,2,3 --jobs 2 \\
       --work runs --out ablation.json
   # the same grid with seconds at two network speeds: nothing is trained again
   hpcnmt bench ablation benchmarks/grids/multi30k-transformer-small.yaml --data prepared --seeds 1,2,3 --work runs --out ablation.json \\
       --from-throughput throughput-1gbit.json --from-throughput throughput-10gbit.json
+  # ... and with test sentences
+  hpcnmt bench ablation GRID.yaml --data prepared --seeds 1,2,3 --work runs --out ablation.json --test 2016=flickr16.en,flickr16.de
 """
 
 from __future__ import annotations
@@ -29,6 +35,7 @@ from hpcnmt.bench.quality import add_jobs, add_places, check_jobs, configuration
 from hpcnmt.bench.rates import read_columns
 from hpcnmt.bench.results import Figures, Results
 from hpcnmt.bench.runs import Run, integers
+from hpcnmt.bench.translations import check_tested, read_tests, test_all
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,16 +49,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
+    parser.add_argument(
+        "--test", action="append", default=[], metavar="NAME=SOURCE,REFERENCE",
+        help="sentences to translate with every best model; repeatable, all are joined",
+    )  # fmt: skip
+
+
 def run(arguments: argparse.Namespace) -> int:
     """Trains and notes all points; returns the exit code, 1 when a run has failed."""
     check_jobs(arguments.jobs)
     grid, seeds = read_grid(arguments.grid), integers(arguments.seeds, "--seeds")
-    columns = read_columns(arguments.from_throughput)
+    columns, tests = read_columns(arguments.from_throughput), read_tests(arguments.test)
     runs = [grid.plan(name, seed, arguments.data, arguments.work) for seed in seeds for name in grid.policies]  # policies in turns
     results = Results(arguments.out, "ablation", grid_configuration(grid, arguments.data))
+    check_tested(results, tests)
 
     def note_summary() -> None:
-        results.summarize(summarize(results.points, grid.baseline, grid.target, columns))
+        results.summarize(summarize(results.points, grid, columns))
 
     def note(run: Run) -> None:
         results.add(run.key, trained_point(run))
@@ -59,6 +73,9 @@ def run(arguments: argparse.Namespace) -> int:
 
     with work_folder(arguments.work):
         failures = train_all(not_measured(runs, results), arguments.jobs, "", note)
+        if tests:
+            trained = [run for run in runs if run.key in results]
+            failures += test_all(trained, tests, results, grid.baseline, arguments.jobs)
     note_summary()  # target and rates may be new
     if missing := without_rate(results.points, columns):
         print(f"no words per second, and so no seconds, for {', '.join(missing)}", flush=True)

@@ -11,10 +11,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hpcnmt.bench.crossing import LOWER_IS_BETTER, crossing, mean_of_last, median_over_seeds
-from hpcnmt.bench.grid import Target
+from hpcnmt.bench.grid import Grid, Target
 from hpcnmt.bench.rates import Column
 from hpcnmt.bench.results import Figures
 from hpcnmt.bench.seeds import difference, last, spread, staleness_over
+from hpcnmt.bench.significance import TESTED, pooled_interval
 
 METRICS = ("cross_entropy", "bleu", "chrf")
 TARGETS = ("cross_entropy", "bleu")
@@ -43,14 +44,15 @@ def targets(given: Target, baseline: BySeed) -> dict[str, float | None]:
     return found
 
 
-def summarize(points: Mapping[str, Figures], baseline: str, given: Target, columns: Sequence[Column]) -> Figures:
-    """The whole summary: "baseline", "target", "policies" and, with throughput results, "seconds"."""
+def summarize(points: Mapping[str, Figures], grid: Grid, columns: Sequence[Column]) -> Figures:
+    """The whole summary: "baseline", "target", "policies" (in the order of the grid) and, with throughput results, "seconds"."""
     policies = by_policy(points)
-    compared = policies.get(baseline, {})
-    goal = targets(given, compared)
-    rows = [_row(name, seeds, compared, goal) for name, seeds in policies.items()]
-    seconds = [entry for column in columns for entry in _seconds(rows, column, baseline)]
-    return {"baseline": baseline, "target": goal, "policies": rows} | ({"seconds": seconds} if columns else {})
+    compared = policies.get(grid.baseline, {})
+    goal = targets(grid.target, compared)
+    order = [*(name for name in grid.policies if name in policies), *(name for name in policies if name not in grid.policies)]
+    rows = [_row(name, policies[name], compared, goal) for name in order]
+    seconds = [entry for column in columns for entry in _seconds(rows, column, grid.baseline)]
+    return {"baseline": grid.baseline, "target": goal, "policies": rows} | ({"seconds": seconds} if columns else {})
 
 
 def _row(name: str, seeds: BySeed, baseline: BySeed, goal: Mapping[str, float | None]) -> Figures:
@@ -64,7 +66,25 @@ def _row(name: str, seeds: BySeed, baseline: BySeed, goal: Mapping[str, float | 
         reached = [None if target is None else crossing(point["curve"], target, metric) for point in seeds.values()]
         row[f"words_to_{metric}"] = median_over_seeds(reached, "target_words")
         row[f"reached_{metric}"] = sum(point is not None for point in reached)
-    return row | {"mean_staleness": staleness_over(seeds)}
+    return row | {"mean_staleness": staleness_over(seeds), "test": _tested(seeds, baseline)}
+
+
+def _tested(seeds: BySeed, baseline: BySeed) -> Figures | None:
+    """BLEU and chrF on the test sentences; None where no seed was translated.
+
+    Two intervals of the difference: "interval" is of its mean over seeds (Student's t), "resampled" holds 95 % of the paired
+    bootstrap samples of all common seeds together, in which both the sentences and the seeds vary.
+    """
+    ours, theirs = ({seed: point["test"] for seed, point in points.items() if "test" in point} for points in (seeds, baseline))
+    if not ours:
+        return None
+    row: Figures = {"seeds": sorted(ours), "sentences": next(iter(ours.values()))["sentences"]}
+    for metric in TESTED:
+        row[metric] = spread([test[metric] for test in ours.values()])
+        against = None if seeds is baseline else difference(*({s: test[metric] for s, test in each.items()} for each in (ours, theirs)))
+        samples = [test["resampled"][metric] for test in ours.values() if "resampled" in test]
+        row[f"{metric}_difference"] = against and against | {"resampled": pooled_interval(samples)}
+    return row
 
 
 def _seconds(rows: Sequence[Figures], column: Column, baseline: str) -> list[Figures]:
