@@ -154,7 +154,8 @@ def ablation() -> Figures:
         ("synchronous", "sync-equivalent", 1, 0.0),
     ):  # fmt: skip
         for seed in (1, 2, 3):
-            settings = {"name": name, "mode": mode, "workers": 4, "delay": delay, "overlap": 0, "wire": "fp32", "seed": seed}
+            settings = {"name": name, "mode": mode, "workers": 4, "delay": delay, "overlap": 0, "wire": "fp32"}
+            settings |= {"batch_words": 1000, "seed": seed}
             point: Figures = {"settings": settings, "curve": _curve(1_500_000, 1000.0, handicap, chance), "end": {},
                               "staleness": histogram(3.0, 400, chance) if mode == "virtual" else {}}  # fmt: skip
             if name in ("async", "beta1-0"):

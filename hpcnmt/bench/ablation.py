@@ -64,8 +64,10 @@ def run(arguments: argparse.Namespace) -> int:
     results = Results(arguments.out, "ablation", grid_configuration(grid, arguments.data))
     check_tested(results, tests)
 
-    def note_summary() -> None:
-        results.summarize(summarize(results.points, grid, columns))
+    def note_summary() -> Figures:
+        summary = summarize(results.points, grid, columns)
+        results.summarize(summary)
+        return summary
 
     def note(run: Run) -> None:
         results.add(run.key, trained_point(run))
@@ -76,9 +78,8 @@ def run(arguments: argparse.Namespace) -> int:
         if tests:
             trained = [run for run in runs if run.key in results]
             failures += test_all(trained, tests, results, grid.baseline, arguments.jobs)
-    note_summary()  # target and rates may be new
-    if missing := without_rate(results.points, columns):
-        print(f"no words per second, and so no seconds, for {', '.join(missing)}", flush=True)
+    if missing := without_rate(note_summary(), columns):  # target and rates may be new
+        print(f"no words per second of the same setting, and so no seconds: {', '.join(missing)}", flush=True)
     return report_failures(failures, arguments.out)
 
 

@@ -19,7 +19,7 @@ from hpcnmt.bench.significance import TESTED, pooled_interval
 
 METRICS = ("cross_entropy", "bleu", "chrf")
 TARGETS = ("cross_entropy", "bleu")
-SETTINGS = ("mode", "workers", "delay", "overlap", "wire")
+SETTINGS = ("mode", "workers", "delay", "overlap", "wire", "batch_words")
 BySeed = dict[int, Figures]
 
 
@@ -88,10 +88,10 @@ def _tested(seeds: BySeed, baseline: BySeed) -> Figures | None:
 
 
 def _seconds(rows: Sequence[Figures], column: Column, baseline: str) -> list[Figures]:
-    """A row for each policy that has a rate in `column`."""
-    found = []
+    """A row for each policy that has a rate in `column`: the simulated batch stands for the baseline's, so for no batch of other words."""
+    found, batch_words = [], next((row["batch_words"] for row in rows if row["name"] == baseline), None)
     for row in rows:
-        rate = column.rate(row)
+        rate = column.rate(row) if row["batch_words"] == batch_words else None
         if rate is None:
             continue
         entry: dict[str, Any] = {"rates": column.label, "name": row["name"], "throughput": rate[0], "target_words_per_s": rate[1]}
@@ -106,7 +106,8 @@ def _seconds(rows: Sequence[Figures], column: Column, baseline: str) -> list[Fig
     return found
 
 
-def without_rate(points: Mapping[str, Figures], columns: Sequence[Column]) -> list[str]:
+def without_rate(summary: Figures, columns: Sequence[Column]) -> list[str]:
     """What has no seconds, in words."""
-    first = {name: next(iter(seeds.values()))["settings"] for name, seeds in by_policy(points).items()}
-    return [f"{name} ({column.label})" for column in columns for name, settings in first.items() if column.rate(settings) is None]
+    having = {(entry["rates"], entry["name"]) for entry in summary.get("seconds", ())}
+    names = [row["name"] for row in summary["policies"]]
+    return [f"{name} ({column.label})" for column in columns for name in names if (column.label, name) not in having]

@@ -99,7 +99,8 @@ class Grid:
             raise ValueError(f"policy {name}: {error}") from error
         window = run.recipe.worker.delay
         delay = window // policy.workers if policy.mode == "sync-equivalent" else window
-        return replace(run, stands_for={"mode": policy.mode, "workers": policy.workers, "delay": delay})
+        batch_words = run.recipe.loader.batch_words
+        return replace(run, stands_for={"mode": policy.mode, "workers": policy.workers, "delay": delay, "batch_words": batch_words})
 
 
 def _check_settings(settings: Sequence[str], where: str) -> None:

@@ -25,15 +25,18 @@ class Column:
 
     def rate(self, settings: Figures) -> tuple[str, float] | None:
         """(key, target words per second) of the fastest point that fits the settings of a policy; None when there is none."""
-        found = matching(self.points, rate_settings(settings))
-        rates = [(key, float(point["target_words_per_s"])) for key, point in found.items()]
+        alone = settings["mode"] == "plain"  # workers that do not communicate have the rate of one each
+        rates = [
+            (key, float(point["target_words_per_s"]) / (point["settings"]["workers"] if alone else 1))
+            for key, point in matching(self.points, rate_settings(settings)).items()
+        ]  # fmt: skip
         return max(rates, key=lambda item: item[1], default=None)
 
 
 def rate_settings(settings: Figures) -> dict[str, Any]:
     """What a throughput point must have to give the rate of a policy."""
     if settings["mode"] == "plain":
-        return {"mode": "off", "workers": 1}
+        return {"mode": "off"}
     shared = {name: settings[name] for name in ("workers", "delay")}
     if settings["mode"] == "sync-equivalent":
         return {"mode": "sync"} | shared

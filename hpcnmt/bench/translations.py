@@ -75,7 +75,7 @@ def test_all(runs: Sequence[Run], tests: Sentences, results: Results, baseline: 
     untested = [run for run in runs if "test" not in results.points[run.key]]
     failures = _translate_all([run for run in untested if not _translation(run, tests).is_file()], tests, jobs)
     for run in untested:
-        if _translation(run, tests).is_file():
+        if _translation(run, tests).is_file():  # otherwise its failure has been noted
             scores, signatures = corpus_scores(_read(run, tests), tests.references)
             test = tests.identity | {"beam": run.recipe.validation.beam} | scores | signatures
             results.add(run.key, results.points[run.key] | {"test": test})
