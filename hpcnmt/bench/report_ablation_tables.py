@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from hpcnmt.bench.report_fields import MISSING, entries, figures, fixed, numbers, points, show
+from hpcnmt.bench.report_fields import MISSING, entries, figures, fixed, numbers, points, settings, show
 from hpcnmt.bench.report_tables import END_OF_RUN, Columns, by_columns, decimals, field, of_points
 from hpcnmt.bench.results import Figures
 
@@ -101,4 +101,8 @@ def runs(results: Figures) -> str:
         "test BLEU": lambda point: fixed(figures(point.get("test")).get("bleu"), 2),
         "test chrF": lambda point: fixed(figures(point.get("test")).get("chrf"), 2),
     }  # fmt: skip
-    return of_points("Runs", points(results), {**END_OF_RUN, **tests})
+    chosen = {  # what a policy sets is in the file; here its name says it
+        key: point | {"settings": {name: value for name, value in settings(point).items() if name != "set"}}
+        for key, point in points(results).items()
+    }  # fmt: skip
+    return of_points("Runs", chosen, {**END_OF_RUN, **tests})
