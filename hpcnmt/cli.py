@@ -65,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--trace", action="store_true", help="write what every rank does when to RUN/trace (training.trace=true)")
     _inference_commands(commands)
     _run_commands(commands)
-    commands.add_parser("bench", help="measure: throughput, comm, time-to-bleu, quality, soak", add_help=False)
+    commands.add_parser("bench", help="measure: throughput, comm, time-to-bleu, quality, ablation, soak", add_help=False)
     _report_command(commands)
     _advise_command(commands)
     doctor = commands.add_parser("doctor", help="check MPI, launcher, devices and versions; says what to fix")

@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import math
 import typing
+from collections.abc import Hashable
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -36,6 +37,10 @@ def from_mapping(cls: type[T], mapping: object, path: str = "") -> T:
 def _value(expected: Any, value: Any, path: str) -> Any:
     if dataclasses.is_dataclass(expected):
         return from_mapping(typing.cast(Any, expected), value, f"{path}.")
+    if typing.get_origin(expected) is dict:
+        if not isinstance(value, dict):
+            raise ValueError(f"found {value!r} for {path}, expected a mapping by name")
+        return {name: _value(typing.get_args(expected)[1], element, f"{path}.{name}") for name, element in value.items()}
     if typing.get_origin(expected) is tuple:
         if not isinstance(value, (list, tuple)):
             raise ValueError(f"found {value!r} for {path}, expected a list")
@@ -64,8 +69,25 @@ def load_recipe(name: str) -> Mapping:
     path = RECIPES / f"{name}.yaml" if name in shipped else Path(name)
     if not path.is_file():
         raise ValueError(f"found no recipe {name!r}: {_nearest(name, shipped)}shipped: {', '.join(shipped)}; or a YAML file")
+    return read_yaml(path)
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """The safe loader, to which a key that stands twice is an error: the last one would silently count."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for key in keys:
+            if keys.count(key) > 1:
+                said = f"found {key!r} {keys.count(key)} times, expected once"
+                raise yaml.constructor.ConstructorError(None, None, said, node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: Path) -> Mapping:
+    """The options in a YAML file. Raises ValueError when it holds anything else, or a key twice."""
     try:
-        mapping = yaml.safe_load(path.read_text("utf-8"))
+        mapping = yaml.load(path.read_text("utf-8"), Loader=_UniqueKeys)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(mapping, dict):

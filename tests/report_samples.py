@@ -9,6 +9,10 @@ import math
 import random
 from typing import Any
 
+from hpcnmt.bench.ablation_summary import summarize
+from hpcnmt.bench.grid import Grid, Policy
+from hpcnmt.bench.rates import Column
+
 Figures = dict[str, Any]
 MACHINE = {
     "processor": "AMD EPYC 9V74", "cores": 16, "gpus": ["NVIDIA H100"], "hpcnmt": "0.2.0", "torch": "2.13.0", "python": "3.11.2",
@@ -141,6 +145,36 @@ def quality() -> Figures:
     return results("quality", {"recipe": "multi30k-transformer"}, points, {})
 
 
+def ablation() -> Figures:
+    """Four policies, two of them with test scores, and throughput at two networks."""
+    chance = random.Random(5)
+    points = {}
+    for name, mode, delay, handicap in (
+        ("async", "virtual", 1, 0.1), ("beta1-0", "virtual", 1, 0.05), ("tau2", "virtual", 2, 0.2),
+        ("synchronous", "sync-equivalent", 1, 0.0),
+    ):  # fmt: skip
+        for seed in (1, 2, 3):
+            settings = {"name": name, "mode": mode, "workers": 4, "delay": delay, "overlap": 0, "wire": "fp32"}
+            settings |= {"batch_words": 1000, "seed": seed}
+            point: Figures = {"settings": settings, "curve": _curve(1_500_000, 1000.0, handicap, chance), "end": {},
+                              "staleness": histogram(3.0, 400, chance) if mode == "virtual" else {}}  # fmt: skip
+            if name in ("async", "beta1-0"):
+                point["test"] = {"names": ["test"], "sentences": 20, "digest": "00", "bleu": 20 + chance.random(), "chrf": 40.0}
+                if name != "async":
+                    resampled = [chance.gauss(0.5, 0.3) for _ in range(20)]
+                    point["test"]["resampled"] = {"bleu": resampled, "chrf": resampled}
+            points[f"{name} seed{seed}"] = point
+    grid = Grid("sample", baseline="async", policies={"async": Policy(4), "beta1-0": Policy(4)})
+    columns = []
+    for network, rate in (("1gbit", 8000.0), ("10gbit", 20000.0)):
+        rates = {}
+        for mode, delay in (("async", 1), ("async", 2), ("sync", 1)):
+            settings = {"mode": mode, "workers": 4, "delay": delay, "overlap": 0, "wire": "fp32"}
+            rates[f"{mode} tau{delay}"] = {"settings": settings, "target_words_per_s": rate * (delay if mode == "async" else 0.5)}
+        columns.append(Column(f"{network}, 0.4 s a batch of 1,000 words", rates))
+    return results("ablation", {"recipe": "sample", "baseline": "async"}, points, summarize(points, grid, columns))
+
+
 def comm() -> Figures:
     points = {}
     for workers in (1, 4):
@@ -173,4 +207,4 @@ def soak() -> Figures:
     return results("soak", {"seconds": 600}, {"w12 s4": point}, {})
 
 
-SAMPLES = {"throughput": throughput, "time-to-bleu": time_to_bleu, "quality": quality, "comm": comm, "soak": soak}
+SAMPLES = {"throughput": throughput, "time-to-bleu": time_to_bleu, "quality": quality, "ablation": ablation, "comm": comm, "soak": soak}

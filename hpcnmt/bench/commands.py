@@ -17,6 +17,7 @@ KINDS = {
     "comm": "latency and bandwidth of push and pull beside raw Put, Get and memcpy",
     "time-to-bleu": "seconds and words until a BLEU target, over seeds",
     "quality": "cross-entropy and BLEU against words for any number of logical workers (virtual time)",
+    "ablation": "a grid of training policies: quality against words and seconds, and differences to a baseline (virtual time)",
     "soak": "many ranks for minutes: memory, staleness, orderly end",
 }
 

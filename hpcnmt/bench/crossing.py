@@ -1,8 +1,8 @@
-"""Where a curve reaches a BLEU target, and the median of that over seeds. Used by time_to_bleu.py and product.py.
+"""Where a curve reaches a target, and the median of that over seeds. Used by time_to_bleu.py, product.py and ablation_summary.py.
 
 One validation jumps up and down by more than it rises near the end. So the target is reached at the first validation at which the mean of
-the last VALIDATIONS ones is at least the target; its words and seconds count, later than a single lucky validation would say, and nothing
-is interpolated.
+the last VALIDATIONS ones is as good as the target (a BLEU not below it, a cross-entropy not above it); its words and seconds count, later
+than a single lucky validation would say, and nothing is interpolated.
 """
 
 from __future__ import annotations
@@ -14,11 +14,21 @@ from collections.abc import Mapping, Sequence
 VALIDATIONS = 3
 
 
-def crossing(curve: Sequence[Mapping[str, float]], bleu: float) -> dict[str, float] | None:
-    """The `target_words` (and `seconds`, where the curve has them) at which `bleu` is reached; None when it never is."""
-    for last in range(VALIDATIONS, len(curve) + 1):
-        if statistics.fmean(point["bleu"] for point in curve[last - VALIDATIONS : last]) >= bleu:
-            return {name: curve[last - 1][name] for name in ("target_words", "seconds") if name in curve[last - 1]}
+LOWER_IS_BETTER = ("cross_entropy",)
+
+
+def mean_of_last(curve: Sequence[Mapping[str, float]], metric: str = "bleu") -> float | None:
+    """What is compared with a target at the end of `curve`; None while it has too few validations."""
+    return statistics.fmean(point[metric] for point in curve[-VALIDATIONS:]) if len(curve) >= VALIDATIONS else None
+
+
+def crossing(curve: Sequence[Mapping[str, float]], target: float, metric: str = "bleu") -> dict[str, float] | None:
+    """The `target_words` (and `seconds`, where the curve has them) at which `target` is reached; None when it never is."""
+    sign = -1.0 if metric in LOWER_IS_BETTER else 1.0
+    for end in range(VALIDATIONS, len(curve) + 1):
+        mean = mean_of_last(curve[:end], metric)
+        if mean is not None and sign * mean >= sign * target:
+            return {name: curve[end - 1][name] for name in ("target_words", "seconds") if name in curve[end - 1]}
     return None
 
 

@@ -31,6 +31,14 @@ def read_kind(path: Path, kind: str) -> Figures:
     return results
 
 
+def matching(points: Mapping[str, Figures], wanted: Mapping[str, Any]) -> dict[str, Figures]:
+    """The throughput points that have the settings `wanted`, and no straggler."""
+    return {
+        key: point for key, point in points.items()
+        if all(point["settings"].get(name) == value for name, value in wanted.items()) and point["settings"].get("straggler", 1.0) == 1.0
+    }  # fmt: skip
+
+
 def _learning(options: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in flat_options(options).items() if name.startswith(LEARNING)}
 
@@ -85,11 +93,7 @@ class Product:
         return settings
 
     def _throughput_points(self, run: Run) -> dict[str, Figures]:
-        wanted = self._throughput_settings(run).items()
-        return {
-            key: point for key, point in self.throughput["points"].items()
-            if all(point["settings"].get(name) == value for name, value in wanted) and point["settings"].get("straggler", 1.0) == 1.0
-        }  # fmt: skip
+        return matching(self.throughput["points"], self._throughput_settings(run))
 
     def summary(self, runs: Mapping[str, Run], measured: Sequence[Figures], bleu: float) -> Figures:
         """The fields "product" and "checks" of the summary; `measured` are its rows "runs"."""

@@ -15,7 +15,6 @@ example:
 from __future__ import annotations
 
 import argparse
-import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -29,13 +28,13 @@ from hpcnmt.bench.runs import (
     data_identity,
     first_difference,
     integers,
-    mean_staleness,
     plan_run,
     read_curve,
     read_end,
     read_staleness,
     refuse_own_options,
 )  # fmt: skip
+from hpcnmt.bench.seeds import difference, last, spread, staleness_over
 from hpcnmt.config import load_recipe, override
 from hpcnmt.training.recipe import build_recipe
 
@@ -46,9 +45,14 @@ MODE = "training.mode=virtual"
 def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     """What quality and time-to-bleu share."""
     parser.add_argument("recipe", help="name of a shipped recipe, or a YAML file")
+    parser.add_argument("--set", action="append", default=[], metavar="SECTION.OPTION=VALUE", help="change an option of the recipe")
+    add_places(parser)
+
+
+def add_places(parser: argparse.ArgumentParser) -> None:
+    """Data, seeds and where runs and results go: of every benchmark that trains."""
     parser.add_argument("--data", type=Path, required=True, metavar="PREPARED", help="folder of hpcnmt prepare")
     parser.add_argument("--seeds", default="1", help="seeds, such as 1,2 (default 1)")
-    parser.add_argument("--set", action="append", default=[], metavar="SECTION.OPTION=VALUE", help="change an option of the recipe")
     parser.add_argument("--work", type=Path, required=True, metavar="DIR", help="folder for the run folders; they are kept")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="results; goes on where they exist")
 
@@ -57,37 +61,55 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of this kind."""
     add_training_arguments(parser)
     parser.add_argument("--workers", default="1,4,16,64", help="numbers of logical workers (default 1,4,16,64)")
+    add_jobs(parser)
+
+
+def add_jobs(parser: argparse.ArgumentParser) -> None:
+    """How many runs are trained at once."""
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at once (default 1)")
+
+
+def check_jobs(jobs: int) -> None:
+    """ValueError for fewer than one."""
+    if jobs < 1:
+        raise ValueError(f"found --jobs {jobs}, expected at least 1")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Trains and notes all points; returns the exit code, 1 when a run has failed."""
     workers, seeds = integers(arguments.workers, "--workers"), integers(arguments.seeds, "--seeds")
-    if arguments.jobs < 1:
-        raise ValueError(f"found --jobs {arguments.jobs}, expected at least 1")
+    check_jobs(arguments.jobs)
     refuse_own_options(arguments.set, "--set")
     settings = [*arguments.set, MODE]
     runs = [
         plan_run(f"w{count}", arguments.recipe, settings, seed, arguments.data, arguments.work, count, 1)
         for count in workers for seed in seeds
     ]  # fmt: skip
-    results = Results(arguments.out, "quality", configuration(arguments, settings))
+    results = Results(arguments.out, "quality", configuration(arguments.recipe, arguments.set, settings, arguments.data))
 
     def note(run: Run) -> None:
-        curve = read_curve(run)
-        results.add(run.key, {"settings": run.identity(), "curve": curve, "staleness": read_staleness(run), "end": read_end(run)})
+        results.add(run.key, trained_point(run))
         results.summarize(summarize(results.points))
-        print(f"{run.key}: {curve[-1]['cross_entropy']:.4f} nats/word, BLEU {curve[-1]['bleu']:.2f}", flush=True)
 
     with work_folder(arguments.work):
         failures = train_all(not_measured(runs, results), arguments.jobs, "", note)
     return report_failures(failures, arguments.out)
 
 
-def configuration(arguments: argparse.Namespace, settings: Sequence[str]) -> Figures:
-    """What all points of a results file have in common; seeds and numbers of workers may be added later."""
-    recipe = asdict(build_recipe(override(load_recipe(arguments.recipe), list(settings))))
-    return {"recipe": arguments.recipe, "set": arguments.set, "data": data_identity(arguments.data), "options": recipe}
+def configuration(recipe: str, chosen: Sequence[str], settings: Sequence[str], data: Path) -> Figures:
+    """What all points of a results file have in common; seeds and numbers of workers may be added later.
+
+    `chosen` are the --set options of the command, `settings` are those and what the benchmark adds.
+    """
+    options = asdict(build_recipe(override(load_recipe(recipe), list(settings))))
+    return {"recipe": recipe, "set": list(chosen), "data": data_identity(data), "options": options}
+
+
+def trained_point(run: Run) -> Figures:
+    """The point of a run that has ended; says its last figures."""
+    curve = read_curve(run)
+    print(f"{run.key}: {curve[-1]['cross_entropy']:.4f} nats/word, BLEU {curve[-1]['bleu']:.2f}", flush=True)
+    return {"settings": run.identity(), "curve": curve, "staleness": read_staleness(run), "end": read_end(run)}
 
 
 def not_measured(runs: Sequence[Run], results: Results) -> list[Run]:
@@ -109,19 +131,17 @@ def report_failures(failures: Sequence[str], out: Path) -> int:
 
 def summarize(points: Mapping[str, Figures]) -> Figures:
     """The figures of every number of workers, from the last validation of each of its seeds."""
-    last: dict[int, dict[int, Figures]] = {}
+    points_of: dict[int, dict[int, Figures]] = {}
     for point in points.values():
-        last.setdefault(point["settings"]["workers"], {})[point["settings"]["seed"]] = point
+        points_of.setdefault(point["settings"]["workers"], {})[point["settings"]["seed"]] = point
     rows = []
-    for workers in sorted(last):
-        seeds = last[workers]
-        staleness = [mean for p in seeds.values() if (mean := mean_staleness(p["staleness"])) is not None]
+    for workers in sorted(points_of):
+        seeds = points_of[workers]
         row: dict[str, Any] = {"workers": workers, "seeds": sorted(seeds)}
         for name in METRICS:
-            values = [p["curve"][-1][name] for p in seeds.values()]
-            row[name] = {"mean": statistics.fmean(values), "smallest": min(values), "largest": max(values)}
-            both = sorted(seeds.keys() & last.get(1, {}).keys())
-            differences = [seeds[s]["curve"][-1][name] - last[1][s]["curve"][-1][name] for s in both]
-            row[f"{name}_difference_to_one_worker"] = statistics.fmean(differences) if both else None
-        rows.append(row | {"mean_staleness": statistics.fmean(staleness) if staleness else None})
+            found = last(seeds, name)
+            to_one = difference(found, last(points_of.get(1, {}), name))
+            row[name] = spread(list(found.values()))
+            row[f"{name}_difference_to_one_worker"] = to_one and to_one["mean"]
+        rows.append(row | {"mean_staleness": staleness_over(seeds)})
     return {"workers": rows}

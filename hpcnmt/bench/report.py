@@ -14,6 +14,8 @@ from html import escape
 from pathlib import Path
 from string import Template
 
+from hpcnmt.bench import report_ablation as ablation
+from hpcnmt.bench import report_ablation_tables as ablation_tables
 from hpcnmt.bench import report_pictures as pictures
 from hpcnmt.bench import report_tables as tables
 from hpcnmt.bench.report_fields import points
@@ -100,6 +102,15 @@ def _quality(results: Figures) -> list[Part]:
     return [pictures.quality(results), tables.quality(results), tables.further(results, ()), pictures.staleness(results)]
 
 
+def _ablation(results: Figures) -> list[Part]:
+    return [
+        ablation_tables.policies(results), ablation_tables.seconds(results), ablation_tables.tested(results),
+        ablation.differences(results), ablation.against_words(results), ablation.against_seconds(results), ablation.staleness(results),
+        ablation_tables.runs(results),
+        tables.further(results, ("baseline", "target", "policies", "seconds")),
+    ]  # fmt: skip
+
+
 def _comm(results: Figures) -> list[Part]:
     return [pictures.comm(results), tables.comm(results), tables.latency(results), tables.further(results, ())]
 
@@ -110,7 +121,8 @@ def _soak(results: Figures) -> list[Part]:
 
 SECTIONS: dict[str, tuple[str, Callable[[Figures], list[Part]]]] = {
     "throughput": ("Words per second", _throughput), "time-to-bleu": ("Time to BLEU", _time_to_bleu),
-    "quality": ("Quality against words", _quality), "comm": ("Push and pull", _comm), "soak": ("Soak", _soak),
+    "quality": ("Quality against words", _quality), "ablation": ("Ablation", _ablation), "comm": ("Push and pull", _comm),
+    "soak": ("Soak", _soak),
 }  # fmt: skip
 SUMMARIZED = ("throughput", "time-to-bleu")  # kinds whose run ends with a summary
 

@@ -90,8 +90,10 @@ def legend(figure: Figure, axes: Iterable[Axes], columns: int = 5, shared: str =
 
 
 def looks(labels: Iterable[str]) -> dict[str, tuple[str, str]]:
-    """Colour and marker of each label."""
-    return dict(zip(dict.fromkeys(labels), zip(cycle(LINES), cycle(MARKERS)), strict=False))
+    """Colour and marker of each label; no two labels share both (up to 49)."""
+    count = len(LINES)
+    pairs = ((LINES[i % count], MARKERS[(i + i // count) % len(MARKERS)]) for i in range(count * len(MARKERS)))
+    return dict(zip(dict.fromkeys(labels), cycle(pairs), strict=False))
 
 
 def shorten(text: object) -> str:

@@ -207,12 +207,13 @@ def window_bytes(results: Figures) -> str:
     return of_points("Bytes on the wire, all workers together", chosen, columns)
 
 
-def _last(x: str, y: str, digits: int, which: int = 1) -> Callable[[Figures], str]:
+def last_of_curve(x: str, y: str, digits: int, which: int = 1) -> Callable[[Figures], str]:
     """A column of the last record of a curve: `y`, or `x` with which = 0."""
     return lambda point: next((fixed(pair[which], digits) for pair in reversed(curve(point, x, y))), MISSING)
 
 
-def _staleness(point: Figures) -> str:
+def staleness_cell(point: Figures) -> str:
+    """Mean and largest staleness."""
     counts = histogram(point.get("staleness"))
     return f"{fixed(mean(counts), 2)} (largest {max(counts)})" if counts else MISSING
 
@@ -224,8 +225,8 @@ def time_to_bleu(results: Figures) -> str:
         "seconds to the target": lambda point: fixed(figures(point.get("reached")).get("seconds"), 1),
         "target words to the target": lambda point: show(figures(point.get("reached")).get("target_words")),
         "reached": lambda point: show(bool(point["reached"])) if "reached" in point else MISSING,
-        "last BLEU": _last("target_words", "bleu", 2), "last cross-entropy": _last("target_words", "cross_entropy", 3),
-        "target words in all": _last("target_words", "bleu", 0, 0), "mean staleness": _staleness,
+        "last BLEU": last_of_curve("target_words", "bleu", 2), "last cross-entropy": last_of_curve("target_words", "cross_entropy", 3),
+        "target words in all": last_of_curve("target_words", "bleu", 0, 0), "mean staleness": staleness_cell,
     }  # fmt: skip
     return of_points("Runs" if target is None else f"Runs to BLEU {show(target)}", points(results), columns)
 
@@ -241,13 +242,16 @@ def bleu_summary(results: Figures) -> str:
 
 def quality(results: Figures) -> str:
     """Cross-entropy and BLEU at the end of every run, with its staleness."""
-    columns: Columns = {
-        "target words": _last("target_words", "cross_entropy", 0, 0),
-        "last cross-entropy, nats/word": _last("target_words", "cross_entropy", 4),
-        "best BLEU": lambda point: fixed(max((bleu for _, bleu in curve(point, "target_words", "bleu")), default=None), 2),
-        "last BLEU": _last("target_words", "bleu", 2), "last chrF": _last("target_words", "chrf", 2), "mean staleness": _staleness,
-    }  # fmt: skip
-    return of_points("Quality by number of workers", points(results), columns)
+    return of_points("Quality by number of workers", points(results), END_OF_RUN)
+
+
+END_OF_RUN: Columns = {
+    "target words": last_of_curve("target_words", "cross_entropy", 0, 0),
+    "last cross-entropy, nats/word": last_of_curve("target_words", "cross_entropy", 4),
+    "best BLEU": lambda point: fixed(max((bleu for _, bleu in curve(point, "target_words", "bleu")), default=None), 2),
+    "last BLEU": last_of_curve("target_words", "bleu", 2), "last chrF": last_of_curve("target_words", "chrf", 2),
+    "mean staleness": staleness_cell,
+}  # fmt: skip
 
 
 def comm(results: Figures) -> str:

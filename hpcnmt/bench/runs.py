@@ -1,7 +1,7 @@
 """Training runs of a benchmark: what is to be trained, which folders hold it already, and what they say.
 
 A run is one `hpcnmt train` into a folder of its own. Invariant: a folder of anything but the same run is refused and left alone.
-Used by quality.py and time_to_bleu.py; children.py trains.
+Used by quality.py, ablation.py and time_to_bleu.py; children.py trains.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import json
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,8 @@ class Run:
     workers: int
     shards: int
     parameters: int
+    stands_for: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of the point that are not those of the training, such as the workers of a synchronous cluster that one process equals."""
 
     @property
     def key(self) -> str:
@@ -62,7 +64,7 @@ class Run:
             "name": self.name, "mode": self.mode, "workers": self.workers, "shards": self.shards, "seed": training.seed,
             "delay": worker.delay, "overlap": worker.overlap, "wire": training.wire, "parameters": self.parameters,
             "set": list(self.settings),
-        }  # fmt: skip
+        } | dict(self.stands_for)  # fmt: skip
 
     def command(self, launcher: str) -> list[str]:
         """`hpcnmt train ...`, started by `launcher` where the run needs ranks and there is one."""

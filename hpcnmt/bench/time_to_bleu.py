@@ -56,7 +56,8 @@ def run(arguments: argparse.Namespace) -> int:
     product = Product.read(arguments.from_quality, arguments.from_throughput, arguments.data)
     if product:
         product.check({name: runs[0] for name, runs in planned.items()})
-    results = Results(arguments.out, "time-to-bleu", configuration(arguments, arguments.set) | {"bleu": arguments.bleu})
+    shared = configuration(arguments.recipe, arguments.set, arguments.set, arguments.data)
+    results = Results(arguments.out, "time-to-bleu", shared | {"bleu": arguments.bleu})
     runs = [planned[variant.name][index] for index in range(len(seeds)) for variant in variants]  # variants in turns
 
     def summarize() -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 NEEDED = {"plain": (), "sync": ("workers",), "async": ("workers", "shards")}
 EXAMPLE = "--variant fast:mode=async,workers=2,shards=1,worker.delay=2"
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _COMMA = re.compile(r",(?![^\[{]*[\]}])")
 
 
@@ -29,7 +29,7 @@ class Variant:
 def parse_variant(text: str) -> Variant:
     """The variant that `text` describes. Raises ValueError for anything that is not exactly one."""
     name, colon, rest = text.partition(":")
-    if not colon or not _NAME.fullmatch(name):
+    if not colon or not NAME.fullmatch(name):
         raise ValueError(f"found --variant {text!r}, expected NAME:KEY=VALUE,... with a name of letters, digits, . _ -, such as {EXAMPLE}")
     pairs: dict[str, str] = {}
     for part in _COMMA.split(rest):

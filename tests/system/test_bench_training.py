@@ -1,4 +1,4 @@
-"""`hpcnmt bench` quality, time-to-bleu and soak as whole commands on a tiny corpus: figures, going on after a cut, orderly end."""
+"""`hpcnmt bench` quality, ablation, time-to-bleu and soak as whole commands on a tiny corpus: figures, going on after a cut, good end."""
 
 from __future__ import annotations
 
@@ -59,6 +59,51 @@ def test_quality_trains_what_is_missing_and_nothing_twice(folder: Path) -> None:
     again = results(folder, "quality")
     assert again["points"]["w1 seed1"] == found["points"]["w1 seed1"]
     assert again["points"]["w2 seed1"]["curve"] == curve, "virtual time is reproducible"
+
+
+def test_an_ablation_goes_on_with_seeds_tests_and_rates(folder: Path) -> None:
+    grid = folder / "grid.yaml"
+    policies = "{slow: {workers: 2}, momentum: {workers: 2, set: [optimizer.beta1=0.9]}, sync: {workers: 2, mode: sync-equivalent}}"
+    grid.write_text(f"recipe: sample\nbaseline: slow\nset: {json.dumps([*SMALL, 'clock.batch_s=0.3'])}\npolicies: {policies}\n")
+
+    def ablation(*options: object, out: str = "ablation") -> subprocess.CompletedProcess[str]:
+        places = ("--data", folder / "prepared", "--work", folder / "ablation", "--out", folder / f"{out}.json")
+        return hpcnmt("bench", "ablation", grid, *places, "--jobs", 2, *options)
+
+    done = ablation("--seeds", "1")
+    assert done.returncode == 0, done.stderr
+    first = results(folder, "ablation")
+    assert [row["name"] for row in first["summary"]["policies"]] == ["slow", "momentum", "sync"]
+    assert first["points"]["sync seed1"]["settings"]["delay"] == 1 and first["points"]["sync seed1"]["staleness"] == {}
+
+    settings = {"mode": "async", "workers": 2, "delay": 1, "overlap": 0, "wire": "fp32", "compute": "simulated", "batch_s": 0.3,
+                "batch_words": 500, "parameters": 1000, "network": "1gbit"}  # fmt: skip
+    rates = {"format": 1, "kind": "throughput", "config": {}, "points": {"a": {"settings": settings, "target_words_per_s": 500.0}}}
+    (folder / "rates.json").write_text(json.dumps(rates))
+    tests = [part for i in (1, 2) for part in ("--test", f"t{i}={folder / 'text' / 'test.src'},{folder / 'text' / 'test.trg'}")]
+    done = ablation("--seeds", "1,2", *tests, "--from-throughput", folder / "rates.json")
+    assert done.returncode == 0, done.stderr
+    assert "seed1: training" not in done.stdout and done.stdout.count("seed2: training") == 3
+    assert done.stdout.count("translating 40 sentences") == 6 and "so no seconds: sync (1gbit" in done.stdout
+    found = results(folder, "ablation")
+    slow, momentum, _ = found["summary"]["policies"]
+    assert slow["words_to_cross_entropy"] is not None and slow["seeds"] == [1, 2] and momentum["cross_entropy_difference"]["seeds"] == 2
+    assert slow["test"]["sentences"] == 40 and len(momentum["test"]["bleu_difference"]["resampled"]) == 2
+    seconds = {entry["name"]: entry["seconds_to_cross_entropy"] for entry in found["summary"]["seconds"]}
+    assert seconds["slow"] == slow["words_to_cross_entropy"] / 500 and set(seconds) == {"slow", "momentum"}
+    assert all(found["points"][key]["curve"] == point["curve"] for key, point in first["points"].items())
+
+    again = ablation("--seeds", "1,2", *tests, out="again")  # the folders of the runs hold everything
+    assert again.returncode == 0 and ": training" not in again.stdout and "translating" not in again.stdout, again.stderr
+    assert results(folder, "again")["points"] == found["points"]
+    other = ablation("--seeds", "1", *tests[:2])
+    assert other.returncode == 2 and "on other sentences" in other.stderr and other.stderr.count("\n") == 1
+    grid.write_text(grid.read_text().replace("beta1=0.9", "beta1=0.8"))
+    changed = ablation("--seeds", "1")
+    assert changed.returncode == 2 and "has a point 'momentum seed1' whose set is" in changed.stderr, changed.stderr
+    assert changed.stderr.count("\n") == 1
+    grid.write_text(grid.read_text().replace("baseline: slow", "baseline: sync"))
+    assert "exists with another config (baseline" in ablation("--seeds", "1").stderr
 
 
 def test_time_to_bleu_runs_variants_and_compares_them_with_the_product(folder: Path) -> None:

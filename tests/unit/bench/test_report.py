@@ -25,7 +25,8 @@ from tests.report_samples import SAMPLES, Figures
 
 PICTURES = {
     "throughput": {"speedup", "async-to-sync", "shares", "staleness"}, "time-to-bleu": {"bleu", "staleness"},
-    "quality": {"quality", "staleness"}, "comm": {"bandwidth"}, "soak": {"memory", "staleness"},
+    "quality": {"quality", "staleness"}, "ablation": {"words", "seconds", "differences", "staleness"},
+    "comm": {"bandwidth"}, "soak": {"memory", "staleness"},
 }  # fmt: skip
 
 
@@ -204,7 +205,7 @@ JUNK: tuple[Any, ...] = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(len(KINDS)))
 def test_whatever_json_holds_gives_a_page(seed: int, tmp_path: Path) -> None:
     chance = random.Random(seed)
     kind = list(KINDS)[seed % len(KINDS)]
