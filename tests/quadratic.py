@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from hpcnmt.distributed.worker import BatchCounts
+from hpcnmt.distributed.worker import BatchCounts, WorkerConfig
 from hpcnmt.optim.adam import AdamConfig
 from hpcnmt.optim.schedule import ScheduleConfig
 from hpcnmt.optim.update import Update, UpdateConfig
@@ -36,13 +36,14 @@ def batches(replica: Tensor, accumulator: Tensor, worker: int) -> Callable[[], B
     return compute
 
 
-def plain_loop(steps: int, delay: int = 1, clip_norm: float = 1.0) -> Tensor:
+def plain_loop(steps: int, delay: int = 1, clip_norm: float = 1.0, ramp_words: int = 0) -> Tensor:
     """The single-process loop that one worker with one shard must equal bit for bit."""
     replica, accumulator = initial(), torch.zeros(SIZE)
     compute, update = batches(replica, accumulator, 0), Update(SIZE, UPDATE)
     window, wire = GradientWindow(accumulator, clip_norm), torch.empty(SIZE)
+    config = WorkerConfig(delay, delay_ramp_words=ramp_words)
     for _ in range(steps):
-        words = sum(compute().target_words for _ in range(delay))
+        words = sum(compute().target_words for _ in range(config.delay_at(update.words)))
         assert window.seal(wire, words)
         update.apply(replica, wire, words)
     return replica
