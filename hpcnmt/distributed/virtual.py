@@ -189,6 +189,7 @@ class VirtualCluster:
             if worker.arrived is not None:
                 worker.replica, worker.arrived = worker.arrived, None
                 worker.swapped_in()
+            worker.sum.compensate(worker.replica, gradient, header.target_words, worker.words)
             self._begin_window(index)
         worker.in_flight = True
         self._schedule(self.clock.transfer_s, index, lambda: self._pushed(index, gradient, header, computed_on))

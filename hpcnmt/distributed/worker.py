@@ -52,6 +52,13 @@ class WorkerConfig:
         local = self.local
         if local.mode == "off":
             return
+        if local.mode == "compensate":
+            if not self.overlap:
+                raise ValueError(
+                    "worker.local.mode=compensate has no effect with worker.overlap=0: no batch is computed while a push is in flight; "
+                    "set worker.overlap to 1, or another worker.local.mode"
+                )
+            return
         if self.delay < 2:
             raise ValueError(
                 f"worker.local.mode={local.mode} has no effect with worker.delay={self.delay}: the next pull replaces the replica "
@@ -160,6 +167,9 @@ class WorkerLoop:
             return total
         header = PushHeader(Kind.GRADIENT, total.target_words, total.source_words, total.sentences, total.loss_sum)
         self._pending = self._helper.submit(self._exchange, header, computed_on)
+        if self.config.local.mode == "compensate":
+            with self.exchange.activity("step"):
+                self.sum.compensate(self.replica, self._packed, total.target_words, self.replica_words)
         if not self.config.overlap:
             self.complete()
         return total

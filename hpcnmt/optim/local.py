@@ -3,7 +3,11 @@
 Against staleness within a delayed window (Bogoychev et al. 2018, section on local optimizers): the window's later batches see parameters
 that already moved. The moments are private to the worker and never merged into the shards'; the next pull replaces the replica. What is
 pushed stays the plain sum of the raw gradients. As a warm-up the steps end after a number of words or of batches, and nothing of them is
-left: moments and accumulator are freed. Called by distributed/worker.py and distributed/virtual.py.
+left: moments and accumulator are freed.
+
+The other form, compensate (that of Marian 1.5 on several nodes), has no steps within a window. Under overlap 1 a worker goes on with a
+replica that lacks the push it has just sent; it takes that step itself, with its local Adam, until the next replica brings the shards'
+own. With one worker and equal constants it takes the very step of the shard. Called by distributed/worker.py and distributed/virtual.py.
 """
 
 from __future__ import annotations
@@ -24,8 +28,8 @@ from hpcnmt.optim.window import GradientWindow
 class LocalConfig:
     """When a worker steps on its replica, and how."""
 
-    mode: Literal["off", "warmup", "always"] = "off"
-    """After every batch (always), or only at first (warmup)."""
+    mode: Literal["off", "warmup", "always", "compensate"] = "off"
+    """After every batch (always), or only at first (warmup); or by the push that is in flight, on every fresh replica (compensate)."""
     warmup_words: int = 0
     """warmup: windows that begin before so many global target words have local steps."""
     warmup_batches: int = 0
@@ -49,7 +53,7 @@ class LocalConfig:
 
 
 class LocalOptimizer:
-    """The local Adam of one worker over the whole replica of `size` parameters."""
+    """The local Adam of one worker over the whole replica of `size` parameters; `clip_norm` limits the steps after a batch."""
 
     def __init__(
         self, size: int, config: LocalConfig, schedule: ScheduleConfig, clip_norm: float, device: torch.device | str = "cpu"
@@ -77,9 +81,15 @@ class LocalOptimizer:
             ops.sum_squares(gradient, self._norm)
             norm = float(self._norm[0]) ** 0.5 / target_words
             scale *= min(1.0, self.clip_norm / norm) if norm > 0 else 1.0
-        rate = self.config.learning_rate_factor * self.schedule.at(global_words + target_words, target_words)
-        factors = self.adam.factors(rate, scale)
+        factors = self.adam.factors(self._rate(target_words, global_words), scale)
         ops.local_step_(replica, gradient, self.adam.moment1, self.adam.moment2, factors, stats, accumulator)
+
+    def compensate(self, replica: Tensor, pushed: Tensor, target_words: int, global_words: int) -> None:
+        """A step on `replica` by the sum `pushed` [parameters, wire type] over `target_words`, still on its way to the shards."""
+        self.adam.step(replica, pushed, self._rate(target_words, global_words), 1.0 / target_words)
+
+    def _rate(self, target_words: int, global_words: int) -> float:
+        return self.config.learning_rate_factor * self.schedule.at(global_words + target_words, target_words)
 
 
 class LocalWindow(GradientWindow):
@@ -93,30 +103,31 @@ class LocalWindow(GradientWindow):
         self, gradient: Tensor, clip_norm: float, error_feedback: bool, local: LocalOptimizer | None, accumulator: Tensor | None = None
     ) -> None:  # fmt: skip
         """`accumulator` [parameters] of zeros: where the caller has one."""
-        if local is None:
+        stepping = local is not None and local.config.mode != "compensate"
+        if not stepping:
             accumulator = gradient
         elif accumulator is None:
             accumulator = torch.zeros_like(gradient)
         super().__init__(accumulator, clip_norm, error_feedback)
-        self.gradient, self.local = gradient, local
-
-    @property
-    def stepping(self) -> bool:
-        """Whether the replica steps after the batch at hand."""
-        return self.local is not None
+        self.gradient, self.local, self.stepping = gradient, local, stepping
 
     def before_batch(self, global_words: int) -> None:
         """Ends the local steps where their warm-up is over: what has been summed goes back to where autograd adds to it."""
-        if self.local is not None and self.local.is_over(global_words):
+        if self.stepping and self.local is not None and self.local.is_over(global_words):
             self.gradient.copy_(self.accumulator)  # it was 0 after the last local step
             self.accumulator.zero_()  # others may share it
-            self.accumulator, self.local = self.gradient, None
+            self.accumulator, self.local, self.stepping = self.gradient, None, False
 
     def step(self, replica: Tensor, target_words: int, global_words: int) -> None:
         """The local step after a batch of `target_words` in a window that began at `global_words`."""
         if self.local is None:
             raise RuntimeError("found a local step after the warm-up of the local optimizer, expected none")
         self.local.step(replica, self.gradient, self.accumulator, target_words, global_words, self.stats)
+
+    def compensate(self, replica: Tensor, pushed: Tensor, target_words: int, global_words: int) -> None:
+        """After `pushed` has left: brings `replica`, which was swapped in at `global_words`, up to it, where the mode is compensate."""
+        if self.local is not None and not self.stepping:
+            self.local.compensate(replica, pushed, target_words, global_words)
 
     def seal(self, wire: Tensor, target_words: int, has_norm: bool = False) -> bool:
         """See GradientWindow.seal; the last local step of a window has left the norm."""

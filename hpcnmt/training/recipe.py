@@ -110,6 +110,7 @@ WITHOUT_EFFECT = {
     ("training.mode", "virtual"): ("deadlines", "sync"),
     ("worker.local.mode", "off"): ("worker.local",),
     ("worker.local.mode", "always"): ("worker.local.warmup_words", "worker.local.warmup_batches"),
+    ("worker.local.mode", "compensate"): ("worker.local.warmup_words", "worker.local.warmup_batches"),
     ("validation.patience", "0"): ("validation.stop_on",),
 }
 

@@ -103,7 +103,8 @@ def loop_of(
         return counts
 
     window, update = GradientWindow(gradient, clip_norm), Update(quadratic.SIZE, quadratic.UPDATE)
-    return SynchronousLoop(collective, CONFIG, WorkerConfig(delay, delay_ramp_words=ramp_words).delay_at, window, update, parameters, compute), gradient
+    delay_at = WorkerConfig(delay, delay_ramp_words=ramp_words).delay_at
+    return SynchronousLoop(collective, CONFIG, delay_at, window, update, parameters, compute), gradient
 
 
 @pytest.mark.parametrize(("delay", "ramp_words"), [(1, 0), (3, 0), (3, 1000)])

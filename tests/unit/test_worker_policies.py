@@ -31,6 +31,11 @@ POLICIES = {
     "ramp": RAMP, "always": ALWAYS, "batches": BATCHES, "words": WORDS, "ramp_and_words": replace(WORDS, delay_ramp_words=300),
 }  # fmt: skip
 OVERLAPPED = {f"{name}_overlapped": replace(config, overlap=1) for name, config in POLICIES.items()}
+SAME_ADAM = LocalConfig("compensate", optimizer=quadratic.UPDATE.adam)
+OVERLAPPED |= {
+    "compensate": WorkerConfig(1, 1, local=LocalConfig("compensate")), "compensate_2": WorkerConfig(2, 1, local=LocalConfig("compensate")),
+    "compensate_ramp": WorkerConfig(3, 1, local=LocalConfig("compensate", learning_rate_factor=0.5), delay_ramp_words=300),
+}  # fmt: skip
 
 
 def local_of(config: WorkerConfig) -> LocalOptimizer | None:
@@ -111,6 +116,30 @@ def test_virtual_time_equals_the_real_loop_bit_for_bit(name: str) -> None:
     assert torch.equal(real_loop(config).replica, virtual(config))
 
 
+@pytest.mark.parametrize("name", [name for name in OVERLAPPED if "compensate" in name])
+def test_compensation_equals_the_loop_by_hand_bit_for_bit(name: str) -> None:
+    config = OVERLAPPED[name]
+    replica, gradient, wire = quadratic.initial(), torch.zeros(quadratic.SIZE), torch.empty(quadratic.SIZE)
+    compute, local = quadratic.batches(replica, gradient, 0), local_of(config)
+    window, update, fresh, sent = GradientWindow(gradient, config.clip_norm), Update(quadratic.SIZE, quadratic.UPDATE), replica.clone(), 0
+    for _ in range(WINDOWS):
+        words = sum(compute().target_words for _ in range(config.delay_at(sent)))
+        window.seal(wire, words)
+        replica.copy_(fresh)  # the exchange of the window before is complete, that of this window begins
+        sent = update.words
+        assert local is not None
+        local.compensate(replica, wire, words, sent)
+        update.apply(fresh, wire, words)
+    assert torch.equal(real_loop(config).replica, fresh)
+
+
+@pytest.mark.parametrize("delay", [1, 3])
+def test_compensation_with_the_constants_of_the_only_shard_undoes_the_delay_of_overlap(delay: int) -> None:
+    found = real_loop(WorkerConfig(delay, 1, local=SAME_ADAM)).replica
+    assert torch.equal(found, quadratic.plain_loop(WINDOWS, delay))
+    assert not torch.equal(found, real_loop(WorkerConfig(delay, 1)).replica)
+
+
 @pytest.mark.parametrize(("config", "expected"), [(BATCHES, 7), (WORDS, None), (ALWAYS, 3 * WINDOWS)])
 def test_a_warmup_ends_exactly_and_leaves_no_pass_behind(
     config: WorkerConfig, expected: int | None, monkeypatch: pytest.MonkeyPatch
@@ -176,6 +205,7 @@ def test_virtual_time_drops_a_window_with_a_nan_as_the_real_loop_does(overlap: i
     [
         ({"delay": 1, "local": LocalConfig("always")}, "set worker.delay to 2 or more"),
         ({"delay": 1, "delay_ramp_words": 100}, "delay_ramp_words has no effect with worker.delay=1"),
+        ({"local": LocalConfig("compensate")}, "compensate has no effect with worker.overlap=0"),
         ({"delay": 2, "delay_ramp_words": -1}, "delay_ramp_words is -1"),
         ({"delay": 3, "delay_ramp_words": 1000, "local": LocalConfig("warmup", warmup_words=500)}, "keeps windows at one batch"),
     ],
