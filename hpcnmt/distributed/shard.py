@@ -9,12 +9,16 @@ pushes are held until every worker's marked push (or farewell) is applied; then 
 is raised only after worker 0 has read the last one. A worker that stays silent would hold the others: after `cut_deadline_s` shard 0 alone
 decides to cancel the cut; the workers carry its decision to the other shards, and no cut is raised until every worker has been heard again.
 A shard that had published the cancelled cut already keeps it unread: worker 0 reads only what stands on ALL shards.
+
+A write-back takes the worker's part of the slice as it is in the worker's replica, and so discards what others pushed there since. It is a
+new version, because it changes what is published, but no optimizer step: it counts no words, and staleness counts steps only.
 Run by `mpi.py`, or in one process (transport.py).
 """
 
 from __future__ import annotations
 
 import time
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -74,6 +78,7 @@ class Shard:
         self.staleness: Counter[int] = Counter()
         self.log: list[tuple[int, int, int]] = []  # (worker, sequence, version the gradient was computed on)
         self.cuts: list[tuple[int, int]] = []  # (number, global target words) of every snapshot
+        self.write_backs: list[int] = []  # the versions that are write-backs, in order
         self._next_worker = 0
         self.activity = Activity("shard", index)
         self.progress: Callable[[], None] = lambda: None
@@ -83,6 +88,15 @@ class Shard:
     def words(self) -> int:
         """Global target words applied so far."""
         return self.update.words
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps so far: versions without the first and the write-backs."""
+        return self.version - len(self.write_backs)
+
+    def steps_since(self, version: int) -> int:
+        """Optimizer steps that have come after `version`."""
+        return self.version - version - (len(self.write_backs) - bisect_right(self.write_backs, version))
 
     @property
     def finished(self) -> bool:
@@ -120,12 +134,25 @@ class Shard:
                 raise RuntimeError(f"shard {self.index}: worker {worker} pushed before the initial parameters arrived")
             if header.target_words < 1:
                 raise RuntimeError(f"shard {self.index}: worker {worker} pushed {header.target_words} target words, expected at least 1")
-            self.staleness[self.version - header.version] += 1
+            self.staleness[self.steps_since(header.version)] += 1
             with self.activity("apply", f"worker {worker}"):
                 self.apply_gradient(self.memory.inbox[worker], header.target_words)
             self.log.append((worker, sequence, header.version))
+        elif header.kind == Kind.WRITE_BACK:
+            with self.activity("apply", f"worker {worker}"):
+                self._write_back(worker)
         control[GLOBAL_WORDS] = self.words
         control[VERSION] = self.version
+
+    def _write_back(self, worker: int) -> None:
+        """Version v+1 = version v with the part of `worker` as its inbox slot begins with it."""
+        ring, slots = self.memory.ring, self.layout.ring_slots
+        new, (begin, end) = ring[(self.version + 1) % slots], self.layout.part_on(worker, self.index)
+        first = self.layout.slices()[self.index][0]
+        new.copy_(ring[self.version % slots])
+        new[begin - first : end - first] = self.memory.inbox[worker, : end - begin]
+        self.version += 1
+        self.write_backs.append(self.version)
 
     def apply_gradient(self, gradient_sum: Tensor, target_words: int) -> None:
         """Version v+1 from version v and a summed gradient [slice]; replay calls it without a message."""

@@ -4,6 +4,7 @@ Each logical worker has its own replica and its own `Exchange` over the in-proce
 `compute_s` of the worker's batches, a push and a pull take `transfer_s` each. So any number of workers and any staleness is trained exactly
 and reproducibly on one core. Events of equal time are served in the order of the workers.
 
+A write-back takes its share of `transfer_s`, and the worker's next batch is computed after it.
 overlap 0: compute, push, pull, compute. overlap 1: the exchange of window k runs while window k+1 is computed, as in worker.py.
 Called by training/virtual.py and by the tests; `Exchange`, `Shard` and the message format are those of a real run.
 """
@@ -24,7 +25,7 @@ from hpcnmt.distributed.layout import Layout
 from hpcnmt.distributed.message import Kind, PushHeader
 from hpcnmt.distributed.shard import Shard, ShardConfig
 from hpcnmt.distributed.transport import LocalTransport, wire_type
-from hpcnmt.distributed.worker import BatchCounts, WorkerConfig, window_counts
+from hpcnmt.distributed.worker import BatchCounts, WorkerConfig, sum_counts, window_counts
 from hpcnmt.optim.local import LocalOptimizer, LocalWindow
 
 
@@ -106,7 +107,8 @@ class VirtualCluster:
         self._gradient = torch.zeros_like(initial) if gradient is None else gradient
         self._events: list[tuple[float, int, int, Callable[[], None]]] = []
         self._count = 0
-        accumulator = torch.zeros_like(initial) if local_of else None  # of all: windows are computed one after the other
+        # One accumulator serves all where windows are computed one after the other; write-backs of others come in between.
+        accumulator = torch.zeros_like(initial) if local_of and not config.local.write_back else None
         self.workers = []
         for index in range(shards.layout.workers):
             exchange = Exchange(shards.transport, index, DeadlineConfig())
@@ -146,13 +148,38 @@ class VirtualCluster:
         heapq.heappush(self._events, (self.now_s + delay_s, worker, self._count, action))
 
     def _begin_window(self, index: int) -> None:
-        """The window's batches are all computed at its end on the clock; nothing touches the replica meanwhile."""
         delay = self.config.delay_at(self.workers[index].words)
-        times = (self._random.gauss(1.0, self.clock.batch_spread) for _ in range(delay))
-        self._schedule(self.clock.batch_s * sum(max(t, 0.1) for t in times), index, lambda: self._window_done(index, delay))
+        self._go_on(index, [max(self._random.gauss(1.0, self.clock.batch_spread), 0.1) for _ in range(delay)], [])
 
-    def _window_done(self, index: int, delay: int) -> None:
-        total = window_counts(lambda: self._batch(index), delay)
+    def _go_on(self, index: int, times: list[float], done: list[BatchCounts]) -> None:
+        """Goes on in a window with the batches that take `times`, relative to their mean, after those that are `done`.
+
+        They are all computed at their end on the clock, because nothing touches the replica meanwhile; up to the next write-back.
+        """
+        worker = self.workers[index]
+        writes_back = self.config.local.write_back and worker.sum.steps_next(worker.words)
+        now, later = (times[:1], times[1:]) if writes_back else (times, [])
+
+        def computed() -> None:
+            counts = [*done, window_counts(lambda: self._batch(index), len(now))]
+            if writes_back and counts[-1].target_words:
+                share_s = self.clock.transfer_s / len(self.workers)
+                self._schedule(share_s, index, lambda: self._written_back(index, later, counts))
+            else:
+                self._window_done(index, sum_counts(counts))
+
+        self._schedule(self.clock.batch_s * sum(now), index, computed)
+
+    def _written_back(self, index: int, times: list[float], done: list[BatchCounts]) -> None:
+        worker = self.workers[index]
+        begin, end = self.shards.layout.part(index)
+        worker.exchange.write_back(worker.replica[begin:end])
+        if times:
+            self._go_on(index, times, done)
+        else:
+            self._window_done(index, sum_counts(done))
+
+    def _window_done(self, index: int, total: BatchCounts) -> None:
         if not total.target_words:
             return  # this worker has no data left
         wire = torch.empty_like(self._gradient, dtype=wire_type(self.shards.layout))

@@ -59,10 +59,18 @@ class WorkerConfig:
                     "set worker.overlap to 1, or another worker.local.mode"
                 )
             return
+        if local.write_back:
+            if self.overlap:
+                raise ValueError(
+                    "found worker.local.write_back=true with worker.overlap=1, expected worker.overlap=0: a worker's push and its "
+                    "write-backs share one slot, and a write-back presumes that its own last push is in the replica"
+                )
+            return
         if self.delay < 2:
             raise ValueError(
                 f"worker.local.mode={local.mode} has no effect with worker.delay={self.delay}: the next pull replaces the replica "
-                "before another batch sees the step; set worker.delay to 2 or more, or worker.local.mode to off"
+                "before another batch sees the step; set worker.delay to 2 or more, worker.local.write_back to true, "
+                "or worker.local.mode to off"
             )
         if local.warmup_words and self.delay_at(local.warmup_words - 1) < 2:
             raise ValueError(
@@ -181,7 +189,17 @@ class WorkerLoop:
         if self.sum.stepping and counts is not None:
             with self.exchange.activity("step"):
                 self.sum.step(self.replica, counts.target_words, self.replica_words)
+            if self.config.local.write_back:
+                self._write_back()
         return counts
+
+    def _write_back(self) -> None:
+        begin, end = self.exchange.transport.layout.part(self.exchange.worker)
+        part = self.replica[begin:end]
+        if part.is_cuda:
+            part = self._outgoing[begin:end].copy_(part)  # free: without overlap the last push is complete
+        with self.exchange.activity("wait"):
+            self.call(self.exchange.write_back, part)
 
     def _pull(self) -> None:
         self.call(self.exchange.pull, self._incoming)

@@ -36,6 +36,9 @@ class LocalConfig:
     """warmup: this worker's first so many batches have local steps, in place of `warmup_words`."""
     optimizer: AdamConfig = AdamConfig(beta1=0.93, beta2=0.997)
     """Betas of the local Adam; the defaults are those that the paper's experiments intended."""
+    write_back: bool = False
+    """After every local step the worker writes its own part of the replica (1 / workers of all parameters) back to the shards, as the
+    experiments of Bogoychev et al. 2018 did; this discards what others pushed there since the worker's last pull."""
     learning_rate_factor: float = 1.0
     """Times the shards' learning rate of the same words."""
 
@@ -113,10 +116,14 @@ class LocalWindow(GradientWindow):
 
     def before_batch(self, global_words: int) -> None:
         """Ends the local steps where their warm-up is over: what has been summed goes back to where autograd adds to it."""
-        if self.stepping and self.local is not None and self.local.is_over(global_words):
+        if self.stepping and not self.steps_next(global_words):
             self.gradient.copy_(self.accumulator)  # it was 0 after the last local step
             self.accumulator.zero_()  # others may share it
             self.accumulator, self.local, self.stepping = self.gradient, None, False
+
+    def steps_next(self, global_words: int) -> bool:
+        """Whether a local step follows the batch that comes next in a window that began at `global_words`."""
+        return self.stepping and self.local is not None and not self.local.is_over(global_words)
 
     def step(self, replica: Tensor, target_words: int, global_words: int) -> None:
         """The local step after a batch of `target_words` in a window that began at `global_words`."""

@@ -110,7 +110,7 @@ WITHOUT_EFFECT = {
     ("training.mode", "virtual"): ("deadlines", "sync"),
     ("worker.local.mode", "off"): ("worker.local",),
     ("worker.local.mode", "always"): ("worker.local.warmup_words", "worker.local.warmup_batches"),
-    ("worker.local.mode", "compensate"): ("worker.local.warmup_words", "worker.local.warmup_batches"),
+    ("worker.local.mode", "compensate"): ("worker.local.warmup_words", "worker.local.warmup_batches", "worker.local.write_back"),
     ("validation.patience", "0"): ("validation.stop_on",),
 }
 
@@ -132,4 +132,9 @@ def build_recipe(mapping: dict[str, Any]) -> Recipe:
         for name in names if str(_value(recipe, chooser)) == value else ():
             if _value(recipe, name) != _value(default, name):
                 raise ValueError(f"{name} has no effect with {chooser}={value}: remove it, or change {chooser}")
+    if recipe.worker.local.write_back and recipe.training.wire != "fp32":
+        raise ValueError(
+            f"found worker.local.write_back=true with training.wire={recipe.training.wire}, expected training.wire=fp32: "
+            "parameters are not rounded"
+        )
     return recipe
