@@ -9,7 +9,7 @@ meanwhile, otherwise again (counted in `rejected_pulls`). All methods but start_
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -105,9 +105,9 @@ class Exchange:
         self.transport.write_words(shard, block + HEAD, words)
         self.transport.raise_flag(shard, block + FLAG, self.sequence)
 
-    def finish_push(self) -> None:
-        """Waits until every shard has applied the last message to it."""
-        for shard in range(len(self.slices)):
+    def finish_push(self, shards: Iterable[int] | None = None) -> None:
+        """Waits until every shard (or the given ones) has applied the last message to it."""
+        for shard in range(len(self.slices)) if shards is None else shards:
             self.deadlines.wait(
                 f"shard {shard} to apply push {self.announced[shard]} of worker {self.worker}",
                 lambda shard=shard: self.is_applied(shard),  # type: ignore[misc]
@@ -128,12 +128,11 @@ class Exchange:
 
         What others pushed there since this worker's last pull is discarded, on purpose. Only the shards that own some of it are told.
         """
-        self.start_write_back(part)
         with self.activity("exchange", "write-back"):
-            self.finish_push()
+            self.finish_push(self.start_write_back(part))
 
-    def start_write_back(self, part: Tensor) -> None:
-        """Puts data, header and flag; `part` may be changed only after `finish_push`."""
+    def start_write_back(self, part: Tensor) -> list[int]:
+        """Puts data, header and flag; `part` may be changed only after `finish_push` of the shards that are returned."""
         layout = self.transport.layout
         if layout.wire != "fp32":
             raise ValueError(f"found a write-back over a wire of {layout.wire}, expected fp32: set training.wire=fp32")
@@ -146,6 +145,7 @@ class Exchange:
         for shard in pieces:
             self.transport.flush(shard)
             self.announce(shard, header, self.versions[shard])
+        return list(pieces)
 
     def _relay_cancelled(self, first_header: Words) -> None:
         """Carries the decision of shard 0 that a cut is cancelled to the other shards."""

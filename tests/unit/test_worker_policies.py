@@ -20,6 +20,7 @@ from hpcnmt.optim.local import LocalConfig, LocalOptimizer
 from hpcnmt.optim.update import Update
 from hpcnmt.optim.window import GradientWindow
 from tests import quadratic
+from tests.quadratic import by_hand, local_of
 
 WINDOWS = 12
 CONFIG = ShardConfig(quadratic.UPDATE)
@@ -30,18 +31,18 @@ RAMP = WorkerConfig(4, delay_ramp_words=300)
 POLICIES = {
     "ramp": RAMP, "always": ALWAYS, "batches": BATCHES, "words": WORDS, "ramp_and_words": replace(WORDS, delay_ramp_words=300),
 }  # fmt: skip
+WRITTEN_BACK = {
+    "always": WorkerConfig(3, local=LocalConfig("always", write_back=True)),
+    "delay_1": WorkerConfig(1, local=LocalConfig("always", write_back=True)),
+    "batches": replace(BATCHES, local=replace(BATCHES.local, write_back=True)),
+    "words": replace(WORDS, local=replace(WORDS.local, write_back=True), delay_ramp_words=300),
+}  # fmt: skip
 OVERLAPPED = {f"{name}_overlapped": replace(config, overlap=1) for name, config in POLICIES.items()}
 SAME_ADAM = LocalConfig("compensate", optimizer=quadratic.UPDATE.adam)
 OVERLAPPED |= {
     "compensate": WorkerConfig(1, 1, local=LocalConfig("compensate")), "compensate_2": WorkerConfig(2, 1, local=LocalConfig("compensate")),
     "compensate_ramp": WorkerConfig(3, 1, local=LocalConfig("compensate", learning_rate_factor=0.5), delay_ramp_words=300),
 }  # fmt: skip
-
-
-def local_of(config: WorkerConfig) -> LocalOptimizer | None:
-    if config.local.mode == "off":
-        return None
-    return LocalOptimizer(quadratic.SIZE, config.local, quadratic.SCHEDULE, config.clip_norm)
 
 
 def real_loop(config: WorkerConfig, windows: int = WINDOWS) -> WorkerLoop:
@@ -70,30 +71,6 @@ def virtual(config: WorkerConfig, windows: int = WINDOWS) -> torch.Tensor:
     return out
 
 
-def by_hand(config: WorkerConfig, windows: int = WINDOWS) -> tuple[torch.Tensor, int]:
-    """The parameters, and the number of local steps, of one worker without overlap: the rules written out, without the engine."""
-    parameters, replica, gradient = quadratic.initial(), quadratic.initial(), torch.zeros(quadratic.SIZE)
-    compute, update, local = quadratic.batches(replica, gradient, 0), Update(quadratic.SIZE, quadratic.UPDATE), local_of(config)
-    accumulator, wire = torch.zeros(quadratic.SIZE), torch.empty(quadratic.SIZE)
-    window, batches = GradientWindow(accumulator, config.clip_norm), 0
-    for _ in range(windows):
-        words, known = 0, update.words
-        for _ in range(config.delay_at(known)):
-            target_words = compute().target_words
-            words += target_words
-            limits = config.local.warmup_batches or batches + 1, config.local.warmup_words or known + 1
-            if local is not None and batches < limits[0] and known < limits[1]:
-                local.step(replica, gradient, accumulator, target_words, known, window.stats)
-                batches += 1
-            else:
-                accumulator.add_(gradient)
-                gradient.zero_()
-        window.seal(wire, words)
-        update.apply(parameters, wire, words)
-        replica.copy_(parameters)
-    return parameters, batches
-
-
 @given(st.integers(2, 9), st.integers(1, 10_000))
 def test_the_delay_grows_from_one_in_equal_steps(delay: int, ramp_words: int) -> None:
     config = WorkerConfig(delay, delay_ramp_words=ramp_words)
@@ -107,13 +84,29 @@ def test_the_delay_grows_from_one_in_equal_steps(delay: int, ramp_words: int) ->
 
 @pytest.mark.parametrize("name", POLICIES)
 def test_one_worker_and_one_shard_equal_the_loop_by_hand_bit_for_bit(name: str) -> None:
-    assert torch.equal(real_loop(POLICIES[name]).replica, by_hand(POLICIES[name])[0])
+    assert torch.equal(real_loop(POLICIES[name]).replica, by_hand(POLICIES[name], WINDOWS)[0])
 
 
 @pytest.mark.parametrize("name", [*POLICIES, *OVERLAPPED])
 def test_virtual_time_equals_the_real_loop_bit_for_bit(name: str) -> None:
     config = (POLICIES | OVERLAPPED)[name]
     assert torch.equal(real_loop(config).replica, virtual(config))
+
+
+@pytest.mark.parametrize("name", WRITTEN_BACK)
+def test_with_write_backs_virtual_time_and_the_loop_by_hand_equal_the_real_loop_bit_for_bit(name: str) -> None:
+    config = WRITTEN_BACK[name]
+    loop = real_loop(config)
+    assert torch.equal(loop.replica, virtual(config))
+    expected, steps = by_hand(config, WINDOWS)
+    assert torch.equal(loop.replica, expected)
+    assert loop.exchange.sequence == 1 + WINDOWS + steps + 1  # initial parameters, pushes, write-backs, farewell
+
+
+def test_a_write_back_over_a_rounding_wire_is_refused() -> None:
+    shards = LocalShards(Layout(quadratic.SIZE, 1, 1, wire="bf16"), CONFIG)
+    with pytest.raises(ValueError, match="write-back over a wire of bf16, expected fp32"):
+        Exchange(shards.transport, 0, DeadlineConfig()).write_back(torch.zeros(quadratic.SIZE))
 
 
 @pytest.mark.parametrize("name", [name for name in OVERLAPPED if "compensate" in name])
@@ -144,7 +137,7 @@ def test_compensation_with_the_constants_of_the_only_shard_undoes_the_delay_of_o
 def test_a_warmup_ends_exactly_and_leaves_no_pass_behind(
     config: WorkerConfig, expected: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    by_words = by_hand(config)[1]
+    by_words = by_hand(config, WINDOWS)[1]
     steps = []
     original = ops.local_step_
     monkeypatch.setattr(ops, "local_step_", lambda *arguments: (steps.append(1), original(*arguments)))
@@ -206,6 +199,7 @@ def test_virtual_time_drops_a_window_with_a_nan_as_the_real_loop_does(overlap: i
         ({"delay": 1, "local": LocalConfig("always")}, "set worker.delay to 2 or more"),
         ({"delay": 1, "delay_ramp_words": 100}, "delay_ramp_words has no effect with worker.delay=1"),
         ({"local": LocalConfig("compensate")}, "compensate has no effect with worker.overlap=0"),
+        ({"overlap": 1, "local": LocalConfig("always", write_back=True)}, "write_back=true with worker.overlap=1, expected"),
         ({"delay": 2, "delay_ramp_words": -1}, "delay_ramp_words is -1"),
         ({"delay": 3, "delay_ramp_words": 1000, "local": LocalConfig("warmup", warmup_words=500)}, "keeps windows at one batch"),
     ],
