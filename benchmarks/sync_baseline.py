@@ -29,7 +29,7 @@ from hpcnmt.data.corpus import TokenCorpus
 from hpcnmt.data.loader import Loader
 from hpcnmt.distributed.collective import Collective, find_world, open_collective
 from hpcnmt.distributed.synchronous import LastBatch, SyncConfig, SynchronousLoop
-from hpcnmt.distributed.worker import BatchCounts
+from hpcnmt.distributed.worker import BatchCounts, WorkerConfig
 from hpcnmt.models.build import build_model
 from hpcnmt.optim.update import Update
 from hpcnmt.optim.window import GradientWindow
@@ -52,7 +52,7 @@ def our_windows(trainee: Trainee, collective: Collective, tau: int) -> Windows:
         return trainee.add_gradient(next(batches), None if last is None else last.counted)
 
     window, update = GradientWindow(flat.gradients, recipe.worker.clip_norm), Update(flat.size, recipe.update)
-    loop = SynchronousLoop(collective, SyncConfig("horovod"), tau, window, update, flat.values, compute)
+    loop = SynchronousLoop(collective, SyncConfig("horovod"), WorkerConfig(tau).delay_at, window, update, flat.values, compute)
     loop.start()
 
     def train(chosen: list[Batch]) -> None:

@@ -17,6 +17,7 @@ from hpcnmt.distributed.collective import Backend, find_world, open_collective
 from hpcnmt.distributed.deadlines import DeadlineConfig
 from hpcnmt.distributed.mpi import ranks_of_this_host
 from hpcnmt.distributed.synchronous import SyncConfig, SynchronousLoop
+from hpcnmt.distributed.worker import WorkerConfig
 from hpcnmt.optim.update import Update, UpdateConfig
 from hpcnmt.optim.window import GradientWindow
 
@@ -40,7 +41,8 @@ def run_sync(point: Point) -> None:
     parameters, gradient = torch.zeros(point.parameters), torch.zeros(point.parameters)
     window, update = GradientWindow(gradient, clip_norm=1.0), StepOfAnAccelerator(1, UpdateConfig())
     config, activity = SyncConfig(backend, point.bucket_bytes), point.activity("worker", world.rank)
-    loop = SynchronousLoop(collective, config, point.delay, window, update, parameters, point.compute(world.rank), activity)
+    delay_at = WorkerConfig(point.delay).delay_at
+    loop = SynchronousLoop(collective, config, delay_at, window, update, parameters, point.compute(world.rank), activity)
     loop.start()
     measured = Measurement(point, world.rank, loop.activity)
     while not loop.stopped:

@@ -9,7 +9,7 @@ meanwhile, otherwise again (counted in `rejected_pulls`). All methods but start_
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -53,6 +53,7 @@ class Exchange:
     def __post_init__(self) -> None:
         layout = self.transport.layout
         self.sequence = 0
+        self.announced = [0] * layout.shards  # the last sequence number that each shard was told of
         self.versions = [-1] * layout.shards
         self.global_words = 0
         self.cut_raised = self.cut_marked = self.cut_cancelled = self.snapshot_read = 0
@@ -103,26 +104,51 @@ class Exchange:
         ).pack()  # fmt: skip
         words = np.zeros(WORKER_WORDS - HEAD, np.int64)
         words[0], words[1 : 1 + len(fields)], words[TAIL - HEAD] = self.sequence, fields, self.sequence
+        self.announced[shard] = self.sequence
         self.transport.write_words(shard, block + HEAD, words)
         self.transport.raise_flag(shard, block + FLAG, self.sequence)
 
-    def finish_push(self) -> None:
-        """Waits until every shard has applied the last push."""
-        for shard in range(len(self.slices)):
+    def finish_push(self, shards: Iterable[int] | None = None) -> None:
+        """Waits until every shard (or the given ones) has applied the last message to it."""
+        for shard in range(len(self.slices)) if shards is None else shards:
             self.deadlines.wait(
-                f"shard {shard} to apply push {self.sequence} of worker {self.worker}",
+                f"shard {shard} to apply push {self.announced[shard]} of worker {self.worker}",
                 lambda shard=shard: self.is_applied(shard),  # type: ignore[misc]
                 self.transport.pause,
             )
 
     def is_applied(self, shard: int) -> bool:
-        """Whether `shard` has applied the last push, and its slot is this worker's again."""
+        """Whether `shard` has applied the last message to it, and its slot is this worker's again."""
         offset = self.transport.layout.worker_block(self.worker) + APPLIED
-        if int(self.transport.read_words(shard, offset, 1)[0]) == self.sequence:
+        if int(self.transport.read_words(shard, offset, 1)[0]) == self.announced[shard]:
             return True
         if self.cut_marked > max(self.cut_cancelled, self.snapshot_available):  # the push may be held by a cut
             self._relay_cancelled(self._header(0))
         return False
+
+    def write_back(self, part: Tensor) -> None:
+        """Puts `part`, this worker's part of its replica (Layout.part), in place of the shards' parameters; waits until they stand.
+
+        What others pushed there since this worker's last pull is discarded, on purpose. Only the shards that own some of it are told.
+        """
+        with self.activity("exchange", "write-back"):
+            self.finish_push(self.start_write_back(part))
+
+    def start_write_back(self, part: Tensor) -> list[int]:
+        """Puts data, header and flag; `part` may be changed only after `finish_push` of the shards that are returned."""
+        layout = self.transport.layout
+        if layout.wire != "fp32":
+            raise ValueError(f"found a write-back over a wire of {layout.wire}, expected fp32: set training.wire=fp32")
+        begin, _ = layout.part(self.worker)
+        pieces = {shard: layout.part_on(self.worker, shard) for shard in range(layout.shards)}
+        pieces = {shard: piece for shard, piece in pieces.items() if piece[0] < piece[1]}
+        header = self._next(PushHeader(Kind.WRITE_BACK))
+        for shard, (first, last) in pieces.items():
+            self.transport.put(shard, self.worker, part[first - begin : last - begin])
+        for shard in pieces:
+            self.transport.flush(shard)
+            self.announce(shard, header, self.versions[shard])
+        return list(pieces)
 
     def _relay_cancelled(self, first_header: Words) -> None:
         """Carries the decision of shard 0 that a cut is cancelled to the other shards."""

@@ -59,6 +59,16 @@ class Layout:
         begin, end = self.slices()[shard]
         return end - begin
 
+    def part(self, worker: int) -> tuple[int, int]:
+        """[begin, end) of the parameters that `worker` writes back after its local steps: W parts tile them, whatever the shards."""
+        return self.parameters * worker // self.workers, self.parameters * (worker + 1) // self.workers
+
+    def part_on(self, worker: int, shard: int) -> tuple[int, int]:
+        """[begin, end) of what of that part lies on `shard`; begin = end where nothing does."""
+        (first, last), (begin, end) = self.slices()[shard], self.part(worker)
+        begin = min(max(begin, first), last)
+        return begin, max(min(end, last), begin)
+
     def lane(self, shard: int) -> int:
         """Lane of `shard`: the first half of the shards, and the second. Neighbours are often on one host and share its link."""
         return shard * LANES // self.shards

@@ -13,6 +13,7 @@ class Kind(IntEnum):
     GRADIENT = 1
     INIT = 2
     FAREWELL = 3
+    WRITE_BACK = 4
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,9 @@
 """Scripted interleavings: the real shards and exchanges, every move chosen by a script; and the replay of a run's shard logs.
 
 A script is a list of moves, one text each:
-    push W         worker W writes data, header and flag of its next push (marked when it has seen a cut); nothing is applied yet
+    push W         worker W writes data, header and flag of its next push (marked when it has seen a cut); nothing is applied yet. The push
+                   holds one batch, or those of the write-backs since the last one
+    write_back W   worker W computes a batch, steps locally, and writes data, header and flag of its part
     serve S        shard S looks at its inbox once
     pull W         worker W pulls a replica and swaps it in
     farewell W     worker W sends its last message
@@ -25,17 +27,24 @@ from hpcnmt.distributed.layout import APPLIED, CANCELLED, FINAL_SNAPSHOT, FLAG, 
 from hpcnmt.distributed.message import Kind, PushHeader
 from hpcnmt.distributed.shard import ShardConfig
 from hpcnmt.distributed.transport import wire_type
-from hpcnmt.distributed.virtual import LocalShards
-from hpcnmt.distributed.worker import BatchCounts
+from hpcnmt.distributed.virtual import LocalOf, LocalShards
+from hpcnmt.distributed.worker import BatchCounts, sum_counts
+from hpcnmt.optim.local import LocalWindow
 from hpcnmt.optim.window import GradientWindow
 
 GradientOf = Callable[[int, Tensor, Tensor], BatchCounts]
+
+MOVES = "push W, write_back W, serve S, pull W, farewell W, read W, wait N or flag_first W"
 
 
 class Script:
     """Workers and shards in one process that move only when told."""
 
-    def __init__(self, layout: Layout, config: ShardConfig, gradient_of: GradientOf, initial: Tensor, clip_norm: float = 1.0) -> None:
+    def __init__(
+        self, layout: Layout, config: ShardConfig, gradient_of: GradientOf, initial: Tensor, clip_norm: float = 1.0,
+        local_of: LocalOf | None = None,
+    ) -> None:  # fmt: skip
+        """`local_of` makes the local optimizers; then the trace also holds the first value of every worker's part on a shard."""
         self.world = LocalShards(layout, config)
         self.now_s = 0.0
         for shard in self.world.shards:
@@ -44,7 +53,10 @@ class Script:
         self.exchanges = [Exchange(self.world.transport, index, DeadlineConfig()) for index in range(layout.workers)]
         self.exchanges[0].send_initial(initial)
         self.replicas = [torch.empty_like(initial) for _ in self.exchanges]
-        self._sums = _windows(layout, clip_norm)
+        self._gradient = torch.zeros(layout.parameters)
+        rounds, self._has_local = layout.wire == "bf16", local_of is not None
+        self._sums = [LocalWindow(self._gradient, clip_norm, rounds, local_of() if local_of else None) for _ in self.exchanges]
+        self._counts: list[list[BatchCounts]] = [[] for _ in self.exchanges]  # of the batches that are not pushed yet
         self._wire = torch.empty(layout.parameters, dtype=wire_type(layout))
         for exchange, replica in zip(self.exchanges, self.replicas, strict=True):
             exchange.pull(replica)
@@ -56,7 +68,7 @@ class Script:
             name, _, number = move.partition(" ")
             action = getattr(self, f"_{name}", None)
             if action is None or not number.isdigit():
-                raise ValueError(f"found the move {move!r}, expected: push W, serve S, pull W, farewell W, read W, wait N or flag_first W")
+                raise ValueError(f"found the move {move!r}, expected: {MOVES}")
             action(int(number))
             trace.append({"move": move, "shards": [self._state(index) for index in range(len(self.world.shards))]})
         return trace
@@ -66,7 +78,8 @@ class Script:
         control = shard.memory.control
         blocks = [layout.worker_block(worker) for worker in range(layout.workers)]
         snapshot = int(control[SNAPSHOT])
-        return {
+        published = {"published": self._published(index)} if self._has_local else {}
+        return published | {
             "version": shard.version, "words": shard.words, "flags": [int(control[b + FLAG]) for b in blocks],
             "applied": [int(control[b + APPLIED]) for b in blocks], "held": sorted(shard.marked),
             "snapshot": "final" if snapshot == FINAL_SNAPSHOT else snapshot, "cancelled": int(control[CANCELLED]),
@@ -74,18 +87,40 @@ class Script:
         } | ({"buffered": shard.buffer.pushes, "stepped_words": shard.update.words} if shard.config.policy.buffer_pushes > 1 else {})
         # fmt: skip
 
-    def gradient(self, worker: int) -> PushHeader:
-        """Computes the next gradient of `worker` on its replica and packs it for the wire; returns the header."""
-        return _packed(self.gradient_of, worker, self.replicas[worker], self._sums[worker], self._wire)
+    def _published(self, index: int) -> list[float]:
+        """The first value of every worker's part on a shard, as text of a trace that other processors repeat."""
+        shard, layout = self.world.shards[index], self.world.layout
+        current, first = shard.memory.ring[shard.version % layout.ring_slots], layout.slices()[index][0]
+        parts = [layout.part_on(worker, index) for worker in range(layout.workers)]
+        return [round(float(current[begin - first]), 4) for begin, end in parts if begin < end]
+
+    def _batch(self, worker: int) -> None:
+        window, exchange = self._sums[worker], self.exchanges[worker]
+        window.before_batch(exchange.global_words)
+        counts = self.gradient_of(worker, self.replicas[worker], self._gradient)
+        self._counts[worker].append(counts)
+        if window.stepping:
+            window.step(self.replicas[worker], counts.target_words, exchange.global_words)
 
     def _push(self, worker: int) -> None:
         self._check_slot(worker)
-        header = self.gradient(worker)
+        if not self._counts[worker]:
+            self._batch(worker)
+        header = _sealed(self._sums[worker], sum_counts(self._counts[worker]), worker, self._wire)
+        self._counts[worker].clear()
         self.exchanges[worker].start_push(self._wire, header)
 
+    def _write_back(self, worker: int) -> None:
+        self._check_slot(worker)
+        if not self._has_local:
+            raise ValueError(f"worker {worker} may not write back: found no local optimizer, expected local_of")
+        self._batch(worker)
+        begin, end = self.world.layout.part(worker)
+        self.exchanges[worker].start_write_back(self.replicas[worker][begin:end])
+
     def _check_slot(self, worker: int) -> None:
-        offset = self.world.layout.worker_block(worker) + APPLIED
-        waiting = [i for i, s in enumerate(self.world.shards) if s.memory.control[offset] != self.exchanges[worker].sequence]
+        offset, announced = self.world.layout.worker_block(worker) + APPLIED, self.exchanges[worker].announced
+        waiting = [i for i, s in enumerate(self.world.shards) if s.memory.control[offset] != announced[i]]
         if waiting:
             raise ValueError(f"worker {worker} may not push: its slot on shards {waiting} is not applied yet, expected serve moves before")
 
@@ -118,7 +153,10 @@ def _windows(layout: Layout, clip_norm: float) -> list[GradientWindow]:
 
 
 def _packed(gradient_of: GradientOf, worker: int, replica: Tensor, window: GradientWindow, wire: Tensor) -> PushHeader:
-    counts = gradient_of(worker, replica, window.accumulator)
+    return _sealed(window, gradient_of(worker, replica, window.accumulator), worker, wire)
+
+
+def _sealed(window: GradientWindow, counts: BatchCounts, worker: int, wire: Tensor) -> PushHeader:
     if not window.seal(wire, counts.target_words):
         raise ValueError(f"found a non-finite gradient of worker {worker}, expected finite ones in a script or replay")
     return PushHeader(Kind.GRADIENT, counts.target_words, counts.source_words, counts.sentences, counts.loss_sum)
@@ -131,8 +169,8 @@ def replay(
     """Repeats a run from the logs (worker, sequence, version computed on) of its shards; returns the final parameters [parameters].
 
     A gradient may be computed once all its slices stand on the versions that the logs name, so every shard's slice of a replica is copied
-    at the moment that version is published. A partial buffer is stepped at the end, as after the last farewell of a run. Raises
-    ValueError when the logs contradict each other.
+    at the moment that version is published. A partial buffer is stepped at the end, as after the last farewell of a run. Logs hold no
+    write-backs, so runs with these cannot be repeated. Raises ValueError when the logs contradict each other.
     """
     world = LocalShards(layout, config)
     windows = _windows(layout, clip_norm)

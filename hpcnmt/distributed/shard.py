@@ -13,12 +13,15 @@ A shard that had published the cancelled cut already keeps it unread: worker 0 r
 Words are counted twice: `words`, all that was received, is what others see and what cuts stand on, for it is the same on all shards once
 the same pushes are applied; `update.words`, what the optimizer has stepped by, lags by the pushes in the buffer (policy.py). A cut leaves
 a partial buffer as it is, and its snapshot does not hold these pushes; after the last farewell the rest is stepped.
+A write-back takes the worker's part of the slice as it is in the worker's replica, and so discards what others pushed there since. It is a
+new version, because it changes what is published, but no optimizer step: it counts no words, and staleness counts steps only.
 Run by `mpi.py`, or in one process (transport.py).
 """
 
 from __future__ import annotations
 
 import time
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -83,10 +86,20 @@ class Shard:
         self.staleness: Counter[int] = Counter()
         self.log: list[tuple[int, int, int]] = []  # (worker, sequence, version the gradient was computed on)
         self.cuts: list[tuple[int, int]] = []  # (number, global target words) of every snapshot
+        self.write_backs: list[int] = []  # the versions that are write-backs, in order
         self._next_worker = 0
         self.activity = Activity("shard", index)
         self.progress: Callable[[], None] = lambda: None
         """Called again and again during an update, so that the transfers of other workers move on meanwhile."""
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps so far: versions without the first and the write-backs."""
+        return self.version - len(self.write_backs)
+
+    def steps_since(self, version: int) -> int:
+        """Optimizer steps that have come after `version`."""
+        return self.version - version - (len(self.write_backs) - bisect_right(self.write_backs, version))
 
     @property
     def finished(self) -> bool:
@@ -127,13 +140,26 @@ class Shard:
                 raise RuntimeError(f"shard {self.index}: worker {worker} pushed before the initial parameters arrived")
             if header.target_words < 1:
                 raise RuntimeError(f"shard {self.index}: worker {worker} pushed {header.target_words} target words, expected at least 1")
-            staleness = self.version - header.version
+            staleness = self.steps_since(header.version)
             self.staleness[staleness] += 1
             with self.activity("apply", f"worker {worker}"):
                 self.apply_gradient(self.memory.inbox[worker], header.target_words, staleness)
             self.log.append((worker, sequence, header.version))
+        elif header.kind == Kind.WRITE_BACK:
+            with self.activity("apply", f"worker {worker}"):
+                self._write_back(worker)
         control[GLOBAL_WORDS] = self.words
         control[VERSION] = self.version
+
+    def _write_back(self, worker: int) -> None:
+        """Version v+1 = version v with the part of `worker` as its inbox slot begins with it."""
+        ring, slots = self.memory.ring, self.layout.ring_slots
+        new, (begin, end) = ring[(self.version + 1) % slots], self.layout.part_on(worker, self.index)
+        first = self.layout.slices()[self.index][0]
+        new.copy_(ring[self.version % slots])
+        new[begin - first : end - first] = self.memory.inbox[worker, : end - begin]
+        self.version += 1
+        self.write_backs.append(self.version)
 
     def apply_gradient(self, gradient_sum: Tensor, target_words: int, staleness: int) -> None:
         """Takes a summed gradient [slice], `staleness` steps old; version v+1 if a step is due. Replay calls it without a message."""

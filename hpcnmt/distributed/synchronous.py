@@ -111,16 +111,17 @@ Compute = Callable[[LastBatch | None], BatchCounts | None]
 class SynchronousLoop:
     """Windows of one rank. `compute` reads the flat `parameters` [parameters] and adds to the flat `gradient` [parameters].
 
-    `source_words` and `update.words` are those of all ranks together. `ask_to_stop`, set on rank 0, makes the next window the last one on
-    all ranks. `stalled`, set on rank 0 after a validation without a new best, is told to the update rule of all ranks in the next window,
-    before its update. On a GPU, operations return before they are done: there the seconds of `activity` say what the host waited for.
+    `delay_at`: tau at the global target words. `source_words` and `update.words` are those of all ranks together. `ask_to_stop`, set on
+    rank 0, makes the next window the last one on all ranks. `stalled`, set on rank 0 after a validation without a new best, is told to
+    the update rule of all ranks in the next window, before its update. On a GPU, operations return before they are done: there the
+    seconds of `activity` say what the host waited for.
     """
 
     def __init__(
-        self, collective: Collective, config: SyncConfig, delay: int, window: GradientWindow, update: Update,
+        self, collective: Collective, config: SyncConfig, delay_at: Callable[[int], int], window: GradientWindow, update: Update,
         parameters: Tensor, compute: Compute, activity: Activity | None = None,
     ) -> None:  # fmt: skip
-        self.collective, self.delay, self.sum, self.update = collective, delay, window, update
+        self.collective, self.delay_at, self.sum, self.update = collective, delay_at, window, update
         self.parameters, self.compute = parameters, compute
         self.activity = activity or Activity("worker", collective.rank)
         gradient = window.accumulator
@@ -166,10 +167,11 @@ class SynchronousLoop:
         return total
 
     def _accumulate(self) -> None:
-        """Up to `delay` batches of this rank; when it returns, the counts are on their way, and buckets as far as they are ready."""
+        """Up to tau batches of this rank; when it returns, the counts are on their way, and buckets as far as they are ready."""
         self._before = []
-        for index in range(self.delay):
-            counts = self.compute(LastBatch(self._counted, self._ready) if index == self.delay - 1 else None)
+        delay = self.delay_at(self.update.words)  # the same on all ranks
+        for index in range(delay):
+            counts = self.compute(LastBatch(self._counted, self._ready) if index == delay - 1 else None)
             if counts is None:
                 break
             self._before.append(counts)

@@ -49,7 +49,7 @@ class Transport(Protocol):
     layout: Layout
 
     def put(self, shard: int, worker: int, data: Tensor) -> None:
-        """Copies `data` [slice] into the inbox slot of `worker`; `data` must live until `flush`."""
+        """Copies `data` [slice, or less] to the begin of the inbox slot of `worker`; `data` must live until `flush`."""
 
     def put_initial(self, shard: int, parameters: Tensor) -> None:
         """Copies `parameters` [slice] into ring slot 0; only before the first version."""
@@ -89,7 +89,7 @@ class LocalTransport:
             self.memories.append(ShardMemory.view(layout, shard, inbox, ring, np.zeros(layout.control_words, np.int64)))
 
     def put(self, shard: int, worker: int, data: Tensor) -> None:
-        self.memories[shard].inbox[worker].copy_(data)
+        self.memories[shard].inbox[worker, : data.numel()].copy_(data)
 
     def put_initial(self, shard: int, parameters: Tensor) -> None:
         self.memories[shard].ring[0].copy_(parameters)

@@ -4,6 +4,7 @@ Each logical worker has its own replica and its own `Exchange` over the in-proce
 `compute_s` of the worker's batches, a push and a pull take `transfer_s` each. So any number of workers and any staleness is trained exactly
 and reproducibly on one core. Events of equal time are served in the order of the workers.
 
+A write-back takes its share of `transfer_s`, and the worker's next batch is computed after it.
 overlap 0: compute, push, pull, compute. overlap 1: the exchange of window k runs while window k+1 is computed, as in worker.py.
 Called by training/virtual.py and by the tests; `Exchange`, `Shard` and the message format are those of a real run.
 """
@@ -13,7 +14,7 @@ from __future__ import annotations
 import heapq
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -24,9 +25,8 @@ from hpcnmt.distributed.layout import Layout
 from hpcnmt.distributed.message import Kind, PushHeader
 from hpcnmt.distributed.shard import Shard, ShardConfig
 from hpcnmt.distributed.transport import LocalTransport, wire_type
-from hpcnmt.distributed.worker import BatchCounts, WorkerConfig, window_counts
-from hpcnmt.optim.local import LocalOptimizer
-from hpcnmt.optim.window import GradientWindow
+from hpcnmt.distributed.worker import BatchCounts, WorkerConfig, sum_counts, window_counts
+from hpcnmt.optim.local import LocalOptimizer, LocalWindow
 
 
 @dataclass(frozen=True)
@@ -88,12 +88,19 @@ LocalOf = Callable[[], LocalOptimizer]
 class _Worker:
     exchange: Exchange
     replica: Tensor
-    versions: list[int]
-    sum: GradientWindow
+    sum: LocalWindow
+    versions: list[int] = field(default_factory=list)
+    words: int = 0  # global target words known when the replica was swapped in
     arrived: Tensor | None = None  # overlap 1: the replica of the exchange that is complete
     in_flight: bool = False
     blocked: Callable[[], None] | None = None  # what goes on when the exchange in flight is complete
-    local: LocalOptimizer | None = None
+
+    def pull(self) -> None:
+        self.exchange.pull(self.replica)
+        self.swapped_in()
+
+    def swapped_in(self) -> None:
+        self.versions, self.words = list(self.exchange.versions), self.exchange.global_words
 
 
 class VirtualCluster:
@@ -108,19 +115,19 @@ class VirtualCluster:
         self.now_s = 0.0
         self._random = random.Random(clock.seed)
         self._gradient = torch.zeros_like(initial) if gradient is None else gradient
-        self._accumulator = self._gradient if local_of is None else torch.zeros_like(initial)
         self._events: list[tuple[float, int, int, Callable[[], None]]] = []
         self._count = 0
+        # One accumulator serves all where windows are computed one after the other; write-backs of others come in between.
+        accumulator = torch.zeros_like(initial) if local_of and not config.local.write_back else None
         self.workers = []
         for index in range(shards.layout.workers):
             exchange = Exchange(shards.transport, index, DeadlineConfig())
             if index == 0:
                 exchange.send_initial(initial)
-            self.workers.append(_Worker(exchange, torch.empty_like(initial), [], self._window(), local=local_of() if local_of else None))
+            self.workers.append(_Worker(exchange, torch.empty_like(initial), self._window(local_of, accumulator)))
         for index, worker in enumerate(self.workers):
-            worker.exchange.pull(worker.replica)
-            worker.versions = list(worker.exchange.versions)
-            self._schedule(self._window_s(), index, self._window_done(index))
+            worker.pull()
+            self._begin_window(index)
 
     @property
     def words(self) -> int:
@@ -137,8 +144,9 @@ class VirtualCluster:
         """True once no worker has data left and all pushes are applied."""
         return not self._events
 
-    def _window(self) -> GradientWindow:
-        return GradientWindow(self._accumulator, self.config.clip_norm, error_feedback=self.shards.layout.wire == "bf16")
+    def _window(self, local_of: LocalOf | None, accumulator: Tensor | None) -> LocalWindow:
+        error_feedback, local = self.shards.layout.wire == "bf16", local_of() if local_of else None
+        return LocalWindow(self._gradient, self.config.clip_norm, error_feedback, local, accumulator)
 
     def step(self) -> None:
         """Handles the next event of the clock."""
@@ -149,45 +157,77 @@ class VirtualCluster:
         self._count += 1
         heapq.heappush(self._events, (self.now_s + delay_s, worker, self._count, action))
 
-    def _window_s(self) -> float:
-        times = (self._random.gauss(1.0, self.clock.batch_spread) for _ in range(self.config.delay))
-        return self.clock.batch_s * sum(max(t, 0.1) for t in times)
+    def _begin_window(self, index: int) -> None:
+        delay = self.config.delay_at(self.workers[index].words)
+        self._go_on(index, [max(self._random.gauss(1.0, self.clock.batch_spread), 0.1) for _ in range(delay)], [])
 
-    def _window_done(self, index: int) -> Callable[[], None]:
-        def action() -> None:
-            total = window_counts(lambda: self._batch(index), self.config.delay)
-            if not total.target_words:
-                return  # this worker has no data left
-            worker = self.workers[index]
-            wire = torch.empty_like(self._accumulator, dtype=wire_type(self.shards.layout))
-            if not worker.sum.seal(wire, total.target_words, has_norm=worker.local is not None):
-                if not worker.in_flight:
-                    worker.exchange.pull(worker.replica)
-                    worker.versions = list(worker.exchange.versions)
-                self._schedule(self._window_s(), index, self._window_done(index))
-                return
-            self._send(index, wire, PushHeader(Kind.GRADIENT, total.target_words, total.source_words, total.sentences, total.loss_sum))
+    def _go_on(self, index: int, times: list[float], done: list[BatchCounts]) -> None:
+        """Goes on in a window with the batches that take `times`, relative to their mean, after those that are `done`.
 
-        return action
+        They are all computed at their end on the clock, because nothing touches the replica meanwhile; up to the next write-back.
+        """
+        worker = self.workers[index]
+        writes_back = self.config.local.write_back and worker.sum.steps_next(worker.words)
+        now, later = (times[:1], times[1:]) if writes_back else (times, [])
+
+        def computed() -> None:
+            counts = [*done, window_counts(lambda: self._batch(index), len(now))]
+            if writes_back and counts[-1].target_words:
+                share_s = self.clock.transfer_s / len(self.workers)
+                self._schedule(share_s, index, lambda: self._written_back(index, later, counts))
+            else:
+                self._window_done(index, sum_counts(counts))
+
+        self._schedule(self.clock.batch_s * sum(now), index, computed)
+
+    def _written_back(self, index: int, times: list[float], done: list[BatchCounts]) -> None:
+        worker = self.workers[index]
+        begin, end = self.shards.layout.part(index)
+        worker.exchange.write_back(worker.replica[begin:end])
+        if times:
+            self._go_on(index, times, done)
+        else:
+            self._window_done(index, sum_counts(done))
+
+    def _window_done(self, index: int, total: BatchCounts) -> None:
+        if not total.target_words:
+            return  # this worker has no data left
+        wire = torch.empty_like(self._gradient, dtype=wire_type(self.shards.layout))
+        if self.workers[index].sum.seal(wire, total.target_words):
+            header = PushHeader(Kind.GRADIENT, total.target_words, total.source_words, total.sentences, total.loss_sum)
+            self._when_complete(index, lambda: self._send(index, wire, header))
+        else:
+            self._when_complete(index, lambda: self._drop(index))
 
     def _batch(self, index: int) -> BatchCounts | None:
         worker = self.workers[index]
+        worker.sum.before_batch(worker.words)
         counts = self.gradient_of(index, worker.replica, self._gradient)
-        if worker.local is not None and counts is not None:
-            words = worker.exchange.global_words
-            worker.local.step(worker.replica, self._gradient, self._accumulator, counts.target_words, words, worker.sum.stats)
+        if worker.sum.stepping and counts is not None:
+            worker.sum.step(worker.replica, counts.target_words, worker.words)
         return counts
+
+    def _when_complete(self, index: int, action: Callable[[], None]) -> None:
+        """Goes on with `action` once the worker's exchange in flight, if any, is complete."""
+        if self.workers[index].in_flight:
+            self.workers[index].blocked = action
+        else:
+            action()
+
+    def _drop(self, index: int) -> None:
+        self.workers[index].arrived = None
+        self.workers[index].pull()
+        self._begin_window(index)
 
     def _send(self, index: int, gradient: Tensor, header: PushHeader) -> None:
         worker = self.workers[index]
         computed_on = worker.versions
         if self.config.overlap:
-            if worker.in_flight:
-                worker.blocked = lambda: self._send(index, gradient, header)
-                return
             if worker.arrived is not None:
-                worker.replica, worker.versions = worker.arrived, list(worker.exchange.versions)
-            self._schedule(self._window_s(), index, self._window_done(index))
+                worker.replica, worker.arrived = worker.arrived, None
+                worker.swapped_in()
+            worker.sum.compensate(worker.replica, gradient, header.target_words, worker.words)
+            self._begin_window(index)
         worker.in_flight = True
         self._schedule(self.clock.transfer_s, index, lambda: self._pushed(index, gradient, header, computed_on))
 
@@ -205,6 +245,5 @@ class VirtualCluster:
             if blocked:
                 blocked()
             return
-        worker.exchange.pull(worker.replica)
-        worker.versions = list(worker.exchange.versions)
-        self._schedule(self._window_s(), index, self._window_done(index))
+        worker.pull()
+        self._begin_window(index)

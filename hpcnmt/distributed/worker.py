@@ -1,6 +1,7 @@
 """A worker's windows: accumulate tau batches, hand the sum over, go on with a replica.
 
 `WorkerLoop` runs on any transport; gradients come from the injected `compute`. One helper thread owns all transport calls after start.
+What a window does depends on the global words known when its replica was swapped in, never on an exchange that is still under way.
 `overlap 0`: waits for its own push and a fresh replica (the order of Bogoychev et al. 2018). `overlap 1`: exactly one window late, before
 push k+1 the exchange k is complete on ALL shards and swapped in. Both are deterministic for one worker and one shard.
 """
@@ -17,8 +18,7 @@ from torch import Tensor
 from hpcnmt.distributed.exchange import Exchange
 from hpcnmt.distributed.message import Kind, PushHeader
 from hpcnmt.distributed.transport import wire_type
-from hpcnmt.optim.local import LocalConfig, LocalOptimizer
-from hpcnmt.optim.window import GradientWindow
+from hpcnmt.optim.local import LocalConfig, LocalOptimizer, LocalWindow
 
 
 @dataclass(frozen=True)
@@ -32,19 +32,57 @@ class WorkerConfig:
     """Norm limit of the mean gradient per word; 0 = off."""
     local: LocalConfig = field(default_factory=LocalConfig)
     """Steps of the worker's own on its replica between pulls."""
+    delay_ramp_words: int = 0
+    """Global target words over which tau grows from 1 to `delay` in equal steps; 0 = `delay` from the start."""
 
     def __post_init__(self) -> None:
         if self.delay < 1:
             raise ValueError(f"worker.delay is {self.delay}, expected at least 1")
+        if self.delay_ramp_words < 0:
+            raise ValueError(f"worker.delay_ramp_words is {self.delay_ramp_words}, expected 0 (no ramp) or a positive number of words")
+        if self.delay_ramp_words and self.delay == 1:
+            raise ValueError("worker.delay_ramp_words has no effect with worker.delay=1: remove it, or set worker.delay to 2 or more")
         if self.overlap not in (0, 1):
             raise ValueError(f"worker.overlap is {self.overlap}, expected 0 or 1")
         if self.clip_norm < 0:
             raise ValueError(f"worker.clip_norm is {self.clip_norm}, expected 0 (off) or a positive norm")
-        if self.local.mode != "off" and self.delay < 2:
+        self._check_local()
+
+    def _check_local(self) -> None:
+        local = self.local
+        if local.mode == "off":
+            return
+        if local.mode == "compensate":
+            if not self.overlap:
+                raise ValueError(
+                    "worker.local.mode=compensate has no effect with worker.overlap=0: no batch is computed while a push is in flight; "
+                    "set worker.overlap to 1, or another worker.local.mode"
+                )
+            return
+        if local.write_back:
+            if self.overlap:
+                raise ValueError(
+                    "found worker.local.write_back=true with worker.overlap=1, expected worker.overlap=0: a worker's push and its "
+                    "write-backs share one slot, and a write-back presumes that its own last push is in the replica"
+                )
+            return
+        if self.delay < 2:
             raise ValueError(
-                f"worker.local.mode={self.local.mode} has no effect with worker.delay={self.delay}: the next pull replaces the replica "
-                "before another batch sees the step; set worker.delay to 2 or more, or worker.local.mode to off"
+                f"worker.local.mode={local.mode} has no effect with worker.delay={self.delay}: the next pull replaces the replica "
+                "before another batch sees the step; set worker.delay to 2 or more, worker.local.write_back to true, "
+                "or worker.local.mode to off"
             )
+        if local.warmup_words and self.delay_at(local.warmup_words - 1) < 2:
+            raise ValueError(
+                f"worker.local.mode=warmup has no effect with worker.local.warmup_words={local.warmup_words}: worker.delay_ramp_words="
+                f"{self.delay_ramp_words} keeps windows at one batch for as long; make the warm-up longer or the ramp shorter"
+            )
+
+    def delay_at(self, global_words: int) -> int:
+        """tau of a window that begins at `global_words`; every mode asks here."""
+        if global_words >= self.delay_ramp_words:
+            return self.delay
+        return 1 + (self.delay - 1) * global_words // self.delay_ramp_words
 
 
 @dataclass(frozen=True)
@@ -84,19 +122,18 @@ def _host_buffer(like: Tensor) -> Tensor:
 class WorkerLoop:
     """Windows of one worker. `compute` reads the flat buffer `replica` and adds a batch's gradient to the flat buffer `gradient`.
 
-    Without a local optimizer the gradients of a window add up where autograd writes them; with `local` each batch's gradient is moved
-    to an accumulator in the pass that also steps the replica.
+    Without a local optimizer the gradients of a window add up where autograd writes them; `local` moves each batch's gradient to an
+    accumulator in the pass that also steps the replica (optim/local.py).
     """
 
     def __init__(
         self, exchange: Exchange, config: WorkerConfig, replica: Tensor, gradient: Tensor, compute: Compute,
         local: LocalOptimizer | None = None,
     ) -> None:  # fmt: skip
-        self.exchange, self.config, self.compute, self.local = exchange, config, compute, local
+        self.exchange, self.config, self.compute = exchange, config, compute
         self.replica, self.gradient = replica, gradient
-        self._accumulator = gradient if local is None else torch.zeros_like(gradient)
         kind = wire_type(exchange.transport.layout)
-        self.sum = GradientWindow(self._accumulator, config.clip_norm, error_feedback=kind != gradient.dtype)
+        self.sum = LocalWindow(gradient, config.clip_norm, kind != gradient.dtype, local)
         # MPI sees host memory only: on a GPU the packed gradient and the pulled replica pass through page-locked buffers.
         self._packed = torch.empty_like(gradient, dtype=kind)
         self._outgoing = _host_buffer(self._packed) if gradient.is_cuda else self._packed
@@ -104,6 +141,7 @@ class WorkerLoop:
         self._helper = ThreadPoolExecutor(1, thread_name_prefix="exchange")
         self._pending: Future[None] | None = None
         self.replica_versions: list[int] = []
+        self.replica_words = 0  # global target words known when the replica was swapped in
         self.out_of_data = False
 
     def start(self, initial: bool) -> None:
@@ -123,13 +161,13 @@ class WorkerLoop:
         with a non-finite gradient is dropped: nothing is pushed, and a fresh replica takes the place of the old one.
         """
         computed_on = self.replica_versions
-        total = window_counts(self._batch, self.config.delay)
+        total = window_counts(self._batch, self.config.delay_at(self.replica_words))
         self.complete()  # the exchange of the window before is complete on all shards from here on
         if not total.target_words:
             self.out_of_data = True
             return total
         with self.exchange.activity("pack"):
-            sealed = self.sum.seal(self._packed, total.target_words, has_norm=self.local is not None)
+            sealed = self.sum.seal(self._packed, total.target_words)
             if sealed and self._outgoing is not self._packed:
                 self._outgoing.copy_(self._packed)
         if not sealed:
@@ -137,18 +175,31 @@ class WorkerLoop:
             return total
         header = PushHeader(Kind.GRADIENT, total.target_words, total.source_words, total.sentences, total.loss_sum)
         self._pending = self._helper.submit(self._exchange, header, computed_on)
+        if self.config.local.mode == "compensate":
+            with self.exchange.activity("step"):
+                self.sum.compensate(self.replica, self._packed, total.target_words, self.replica_words)
         if not self.config.overlap:
             self.complete()
         return total
 
     def _batch(self) -> BatchCounts | None:
+        self.sum.before_batch(self.replica_words)
         with self.exchange.activity("compute"):
             counts = self.compute()
-        if self.local is not None and counts is not None:
-            words = self.exchange.global_words
+        if self.sum.stepping and counts is not None:
             with self.exchange.activity("step"):
-                self.local.step(self.replica, self.gradient, self._accumulator, counts.target_words, words, self.sum.stats)
+                self.sum.step(self.replica, counts.target_words, self.replica_words)
+            if self.config.local.write_back:
+                self._write_back()
         return counts
+
+    def _write_back(self) -> None:
+        begin, end = self.exchange.transport.layout.part(self.exchange.worker)
+        part = self.replica[begin:end]
+        if part.is_cuda:
+            part = self._outgoing[begin:end].copy_(part)  # free: without overlap the last push is complete
+        with self.exchange.activity("wait"):
+            self.call(self.exchange.write_back, part)
 
     def _pull(self) -> None:
         self.call(self.exchange.pull, self._incoming)
@@ -167,7 +218,7 @@ class WorkerLoop:
         self._swap_in()
 
     def _swap_in(self) -> None:
-        self.replica_versions = list(self.exchange.versions)
+        self.replica_versions, self.replica_words = list(self.exchange.versions), self.exchange.global_words
         if self._incoming is not self.replica:
             with self.exchange.activity("copy"):
                 self.replica.copy_(self._incoming)

@@ -65,7 +65,7 @@ def _serve(windows: MpiWindows, recipe: Recipe, run: Path, report: RankReport) -
     shard = windows.serve(config, watch=watch)
     staleness = {str(k): v for k, v in sorted(shard.staleness.items())}
     untouched = shard.update.adam.untouched
-    figures = {"updates": shard.version, "target_words": shard.words, "staleness": staleness, "untouched_elements": untouched}
+    figures = {"updates": shard.steps, "target_words": shard.words, "staleness": staleness, "untouched_elements": untouched}
     (run / f"shard-{shard.index}.json").write_text(json.dumps(figures) + "\n", "utf-8")
 
 

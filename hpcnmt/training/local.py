@@ -66,7 +66,7 @@ def _train_plain(recipe: Recipe, data: Path, run: Path, report: RankReport) -> N
 
     while update.words < recipe.training.max_target_words and not validation.should_stop:
         with activity("compute"):
-            total = window_counts(compute, recipe.worker.delay)
+            total = window_counts(compute, recipe.worker.delay_at(update.words))
         if not total.target_words:
             break
         with activity("step"):

@@ -111,6 +111,8 @@ WITHOUT_EFFECT = {
     ("training.mode", "plain"): ("clock", "deadlines", "sync", *_ENGINE),
     ("training.mode", "virtual"): ("deadlines", "sync"),
     ("worker.local.mode", "off"): ("worker.local",),
+    ("worker.local.mode", "always"): ("worker.local.warmup_words", "worker.local.warmup_batches"),
+    ("worker.local.mode", "compensate"): ("worker.local.warmup_words", "worker.local.warmup_batches", "worker.local.write_back"),
     ("optimizer.later.words", "0"): ("optimizer.later",),
     ("worker.local.optimizer.later.words", "0"): ("worker.local.optimizer.later",),
     ("schedule.warmup", "rate"): ("schedule.normaliser_start",),
@@ -140,4 +142,9 @@ def build_recipe(mapping: dict[str, Any]) -> Recipe:
                 continue  # it says what a stall is
             if _value(recipe, name) != _value(default, name):
                 raise ValueError(f"{name} has no effect with {chooser}={value}: remove it, or change {chooser}")
+    if recipe.worker.local.write_back and recipe.training.wire != "fp32":
+        raise ValueError(
+            f"found worker.local.write_back=true with training.wire={recipe.training.wire}, expected training.wire=fp32: "
+            "parameters are not rounded"
+        )
     return recipe

@@ -81,7 +81,7 @@ def _train(trainee: Trainee, collective: Collective, loader: Loader, run: Path, 
     recipe, flat = trainee.recipe, trainee.flat
     window, update = GradientWindow(flat.gradients, recipe.worker.clip_norm), Update(flat.size, recipe.update, flat.values.device)
     compute = SynchronousCompute(trainee, loader)
-    loop = SynchronousLoop(collective, recipe.sync, recipe.worker.delay, window, update, flat.values, compute, report.activity)
+    loop = SynchronousLoop(collective, recipe.sync, recipe.worker.delay_at, window, update, flat.values, compute, report.activity)
     report.counters = lambda: {
         "windows": loop.windows, "target_words": compute.target_words, "global_words": update.words, "dropped_windows": window.dropped,
     }  # fmt: skip

@@ -15,7 +15,13 @@ from hpcnmt.distributed.mpi import MpiWindows, check_memory, check_world, ranks_
 from hpcnmt.distributed.policy import ShardPolicy
 from hpcnmt.distributed.shard import ShardConfig
 from hpcnmt.distributed.worker import WorkerConfig, WorkerLoop
+from hpcnmt.optim.local import LocalConfig
 from tests import quadratic
+
+LOCAL = {
+    "write_back": LocalConfig("warmup", warmup_batches=7, write_back=True),
+    "compensate": LocalConfig("compensate", optimizer=quadratic.UPDATE.adam),
+}  # fmt: skip
 
 
 def report(**fields: object) -> None:
@@ -40,8 +46,9 @@ def main() -> None:
     else:
         replica, accumulator = quadratic.initial(), torch.zeros(quadratic.SIZE)
         compute = quadratic.batches(replica, accumulator, rank)
-        config = WorkerConfig(delay, overlap)
-        loop = WorkerLoop(Exchange(windows, rank, windows.deadlines), config, replica, accumulator, compute)
+        config = WorkerConfig(delay, overlap, local=LOCAL.get(sys.argv[-1], LocalConfig()))
+        exchange, local = Exchange(windows, rank, windows.deadlines), quadratic.local_of(config)
+        loop = WorkerLoop(exchange, config, replica, accumulator, compute, local)
         loop.start(initial=rank == 0)
         for step in range(windows_count):
             if rank == fail_rank and step == 3:

@@ -21,7 +21,7 @@ from hpcnmt.data.batching import Batch, make_batch
 from hpcnmt.distributed.collective import Backend, Collective, find_world, open_collective
 from hpcnmt.distributed.deadlines import DeadlineConfig
 from hpcnmt.distributed.synchronous import LastBatch, SyncConfig, SynchronousLoop
-from hpcnmt.distributed.worker import BatchCounts
+from hpcnmt.distributed.worker import BatchCounts, WorkerConfig
 from hpcnmt.models.build import build_model
 from hpcnmt.models.seq2seq import ModelConfig, Seq2Seq
 from hpcnmt.optim.adam import AdamConfig
@@ -100,7 +100,8 @@ def train(collective: Collective, backend: Backend, config: ModelConfig, tau: in
         return None if number is None else training.add_gradient(batch([(number, collective.rank)]), last)
 
     flat = training.flat
-    loop = SynchronousLoop(collective, SyncConfig(backend, CONFIG_BYTES), tau, training.window, training.update, flat.values, compute)
+    config, delay_at = SyncConfig(backend, CONFIG_BYTES), WorkerConfig(tau).delay_at
+    loop = SynchronousLoop(collective, config, delay_at, training.window, training.update, flat.values, compute)
     loop.start()
     while loop.window().target_words:
         pass

@@ -14,6 +14,8 @@ from hpcnmt.distributed.layout import Layout
 from hpcnmt.distributed.policy import ShardPolicy
 from hpcnmt.distributed.scripted import replay
 from hpcnmt.distributed.shard import ShardConfig
+from hpcnmt.distributed.worker import WorkerConfig
+from hpcnmt.optim.local import LocalConfig
 from tests import quadratic
 from tests.need import mpiexec
 from tests.processes import run
@@ -37,6 +39,30 @@ def test_one_worker_one_shard_equals_the_plain_loop_bit_for_bit(delay: int) -> N
     assert code == 0, output
     expected = hashlib.sha256(quadratic.plain_loop(50, delay).numpy().tobytes()).hexdigest()
     assert [line["digest"] for line in lines if "digest" in line] == [expected]
+
+
+def test_a_warmup_with_write_backs_equals_the_loop_by_hand_bit_for_bit() -> None:
+    code, lines, output = run_ranks(2, 1, 1, 2, 0, 20, -1, "write_back")
+    assert code == 0, output
+    config = WorkerConfig(2, local=LocalConfig("warmup", warmup_batches=7, write_back=True))
+    expected = hashlib.sha256(quadratic.by_hand(config, 20)[0].numpy().tobytes()).hexdigest()
+    assert [line["digest"] for line in lines if "digest" in line] == [expected]
+
+
+def test_compensation_under_overlap_equals_the_plain_loop_bit_for_bit() -> None:
+    code, lines, output = run_ranks(2, 1, 1, 2, 1, 20, -1, "compensate")
+    assert code == 0, output
+    expected = hashlib.sha256(quadratic.plain_loop(20, 2).numpy().tobytes()).hexdigest()
+    assert [line["digest"] for line in lines if "digest" in line] == [expected]
+
+
+def test_parts_that_cross_shards_are_written_back_beside_every_push() -> None:
+    code, lines, output = run_ranks(5, 2, 3, 2, 0, 15, -1, "write_back")
+    assert code == 0, output
+    logs = [line for line in lines if "shard" in line]
+    assert len(logs) == 3 and len({line["words"] for line in logs}) == 1 and all(len(line["log"]) == 30 for line in logs)
+    write_backs = [line["version"] - 30 for line in sorted(logs, key=lambda line: line["shard"])]
+    assert write_backs == [7, 14, 7]  # of worker 0, of both, of worker 1
 
 
 @pytest.mark.parametrize(("workers", "shards", "overlap"), [(2, 1, 0), (3, 1, 1), (2, 2, 1), (4, 2, 0)])

@@ -19,7 +19,6 @@ from hpcnmt.distributed.policy import ShardPolicy
 from hpcnmt.distributed.scripted import replay
 from hpcnmt.distributed.shard import Shard, ShardConfig
 from hpcnmt.distributed.transport import LocalTransport
-from hpcnmt.distributed.virtual import ClockConfig, LocalShards, VirtualCluster
 from hpcnmt.distributed.worker import BatchCounts, Compute, WorkerConfig, WorkerLoop
 from hpcnmt.optim.local import LocalConfig, LocalOptimizer
 from tests import quadratic
@@ -269,22 +268,6 @@ def test_a_local_optimizer_pushes_raw_gradients_of_a_replica_that_moves() -> Non
     moved, _ = pushes_of(3, local_optimizer())
     torch.testing.assert_close(unmoved[0], plain[0], rtol=1e-5, atol=1e-5)  # the same sum, added up in another place
     assert float((moved[0] - plain[0]).abs().max()) > 1e-3  # later batches saw another replica
-
-
-def test_virtual_time_runs_the_same_local_optimizer() -> None:
-    _, replica = pushes_of(3, local_optimizer())
-    shards = LocalShards(Layout(quadratic.SIZE, 1, 1), CONFIG)
-    cluster = VirtualCluster(
-        shards, WorkerConfig(3), ClockConfig(), quadratic.gradients(1), quadratic.initial(), local_of=local_optimizer
-    )
-    while shards.shards[0].version < 5:
-        cluster.step()
-    assert torch.equal(shards.shards[0].memory.ring[5 % 4], replica)
-
-
-def test_a_local_optimizer_without_effect_is_refused() -> None:
-    with pytest.raises(ValueError, match="set worker.delay to 2 or more"):
-        WorkerConfig(delay=1, local=LocalConfig("always"))
 
 
 class SlowTransport(LocalTransport):

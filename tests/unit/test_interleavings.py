@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from hpcnmt.distributed.scripted import Script, replay
 from hpcnmt.distributed.shard import ShardConfig
 from hpcnmt.distributed.virtual import ClockConfig, LocalShards, VirtualCluster
 from hpcnmt.distributed.worker import WorkerConfig
+from hpcnmt.optim.local import LocalConfig, LocalOptimizer
 from tests import quadratic
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -65,6 +67,16 @@ def test_logs_of_different_runs_are_refused() -> None:
     layout = Layout(quadratic.SIZE, 2, 2)
     with pytest.raises(ValueError, match="contradict each other"):
         replay([[(0, 2, 1)], [(0, 2, 0)]], layout, CONFIG, quadratic.gradients(2), quadratic.initial())
+
+
+def golden(name: str, trace: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The trace on record; `trace` is that trace from now on if WRITE_GOLDEN is set."""
+    path = GOLDEN / f"{name}.json"
+    if os.environ.get("WRITE_GOLDEN"):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("[\n" + ",\n".join(json.dumps(step) for step in trace) + "\n]\n", "utf-8")
+    found: list[dict[str, Any]] = json.loads(path.read_text("utf-8"))
+    return found
 
 
 SCRIPTS = {
@@ -117,11 +129,58 @@ def test_golden_trace(name: str) -> None:
     config = ShardConfig(quadratic.UPDATE, cut_words=30 if "cut" in name else 0, cut_deadline_s=60.0, policy=policy)
     trace = Script(layout, config, quadratic.gradients(2), quadratic.initial()).run(SCRIPTS[name].split("|"))
     assert len({json.dumps([s["words"], s["applied"]]) for s in trace[-1]["shards"]}) == 1  # every push applied once on both shards
-    path = GOLDEN / f"{name}.json"
-    if os.environ.get("WRITE_GOLDEN"):
-        path.parent.mkdir(exist_ok=True)
-        path.write_text("[\n" + ",\n".join(json.dumps(step) for step in trace) + "\n]\n", "utf-8")
-    assert trace == json.loads(path.read_text("utf-8"))
+    assert trace == golden(name, trace)
+
+
+def local() -> LocalOptimizer:
+    return LocalOptimizer(quadratic.SIZE, LocalConfig("always", write_back=True), quadratic.SCHEDULE, 1.0)
+
+
+def serve_all(*moves: str) -> str:
+    return "|".join(f"{move}|serve 0|serve 1|serve 2" for move in moves)
+
+
+# Two workers over three shards: the parts of both workers meet on shard 1.
+WRITE_BACKS = {
+    # Worker 0 has not seen the push of worker 1: its write-back takes that out of part 0 again, and moves shards 0 and 1 once more with
+    # its push, which has missed one optimizer step.
+    "write_back_discards_an_update": (
+        serve_all("push 1", "write_back 0", "write_back 0", "push 0") + "|pull 0|pull 1|" + serve_all("push 1")
+    ),
+    "write_back_is_held_by_a_cut": (
+        serve_all("push 0", "push 0", "push 0") + "|pull 0|pull 1|" + serve_all("push 0", "write_back 0", "push 1", "read 0", "push 0")
+    ),
+}  # fmt: skip
+
+
+def write_backs(moves: str, cut_words: int = 0) -> tuple[list[dict[str, Any]], Script]:
+    layout, config = Layout(quadratic.SIZE, 2, 3), ShardConfig(quadratic.UPDATE, cut_words=cut_words, cut_deadline_s=60.0)
+    script = Script(layout, config, quadratic.gradients(2), quadratic.initial(), local_of=local)
+    return script.run(moves.split("|")), script
+
+
+@pytest.mark.parametrize("name", WRITE_BACKS)
+def test_golden_trace_of_write_backs(name: str) -> None:
+    trace, script = write_backs(WRITE_BACKS[name], cut_words=30 if "cut" in name else 0)
+    assert len({json.dumps([s["words"], s["staleness"]]) for s in trace[-1]["shards"]}) == 1  # no words, no staleness of their own
+    cuts = [shard.cuts for shard in script.world.shards]
+    assert cuts[0] == cuts[1] == cuts[2] and bool(cuts[0]) == ("cut" in name)
+    assert trace == golden(name, trace)
+
+
+def test_a_write_back_discards_what_others_pushed_there_and_only_there() -> None:
+    with_push, without_push = write_backs(serve_all("push 1", "write_back 0"))[1], write_backs(serve_all("write_back 0"))[1]
+    found, expected, before = (torch.empty(quadratic.SIZE) for _ in range(3))
+    with_push.world.parameters(found)
+    without_push.world.parameters(expected)
+    write_backs(serve_all("push 1"))[1].world.parameters(before)
+    begin, end = with_push.world.layout.part(0)
+    assert (begin, end) == (0, quadratic.SIZE // 2)
+    assert torch.equal(found[:end], expected[:end]) and torch.equal(found[:end], with_push.replicas[0][:end])
+    assert torch.equal(found[end:], before[end:])
+    assert not torch.equal(found[:end], before[:end]) and not torch.equal(found[end:], expected[end:])
+    assert [shard.steps for shard in with_push.world.shards] == [1, 1, 1]
+    assert [shard.version for shard in with_push.world.shards] == [2, 2, 1]
 
 
 def test_the_snapshot_of_a_cut_holds_what_is_stepped_and_its_words_are_those_received() -> None:
@@ -141,3 +200,5 @@ def test_a_wrong_move_is_refused() -> None:
         script.run(["jump 1"])
     with pytest.raises(ValueError, match="worker 0 may not push"):
         script.run(["push 0", "push 0"])
+    with pytest.raises(ValueError, match="worker 0 may not write back"):
+        script.run(["serve 0", "write_back 0"])

@@ -23,6 +23,21 @@ def test_slices_tile_the_parameters(parameters: int, shards: int) -> None:
     assert min(sizes) >= 1 and max(sizes) - min(sizes) <= 1 and sizes[0] == max(sizes)
 
 
+@given(st.integers(1, 10**9), st.integers(1, 64), st.integers(1, 64))
+def test_parts_of_workers_tile_the_parameters_and_pieces_on_shards_tile_a_part(parameters: int, workers: int, shards: int) -> None:
+    layout = Layout(parameters, workers, min(shards, parameters))
+    parts = [layout.part(worker) for worker in range(workers)]
+    assert parts[0][0] == 0 and parts[-1][1] == parameters
+    assert all(left[1] == right[0] for left, right in zip(parts, parts[1:], strict=False))
+    sizes = [end - begin for begin, end in parts]
+    assert min(sizes) >= 0 and max(sizes) - min(sizes) <= 1
+    for worker in {0, workers // 2, workers - 1}:
+        pieces = [piece for shard in range(layout.shards) if (piece := layout.part_on(worker, shard))[0] < piece[1]]
+        covered = [*parts[worker]] if not pieces else [pieces[0][0], pieces[-1][1]]
+        assert covered == [*parts[worker]] and bool(pieces) == (sizes[worker] > 0)
+        assert all(left[1] == right[0] for left, right in zip(pieces, pieces[1:], strict=False))
+
+
 def test_more_shards_than_parameters() -> None:
     with pytest.raises(ValueError, match="found 4 shards for 3 parameters"):
         Layout(3, 1, 4)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hpcnmt.data.batching import make_batch
 from hpcnmt.distributed.collective import find_world
 from hpcnmt.distributed.synchronous import BucketedSum, Compute, LastBatch, SyncConfig, SynchronousLoop, bucket_bounds
-from hpcnmt.distributed.worker import BatchCounts
+from hpcnmt.distributed.worker import BatchCounts, WorkerConfig
 from hpcnmt.models.build import build_model
 from hpcnmt.models.seq2seq import ModelConfig
 from hpcnmt.optim.adam import AdamConfig
@@ -89,7 +89,9 @@ def test_wrong_buckets_and_marks_are_refused() -> None:
         SyncConfig(bucket_bytes=0)
 
 
-def loop_of(collective: ThreadedCollective, delay: int = 1, clip_norm: float = 1.0) -> tuple[SynchronousLoop, torch.Tensor]:
+def loop_of(
+    collective: ThreadedCollective, delay: int = 1, clip_norm: float = 1.0, ramp_words: int = 0
+) -> tuple[SynchronousLoop, torch.Tensor]:  # fmt: skip
     """The quadratic problem; worker = rank. Returns the flat gradient, too."""
     parameters, gradient = quadratic.initial(), torch.zeros(quadratic.SIZE)
     batch = quadratic.batches(parameters, gradient, collective.rank)
@@ -103,20 +105,21 @@ def loop_of(collective: ThreadedCollective, delay: int = 1, clip_norm: float = 1
         return counts
 
     window, update = GradientWindow(gradient, clip_norm), Update(quadratic.SIZE, quadratic.UPDATE)
-    return SynchronousLoop(collective, CONFIG, delay, window, update, parameters, compute), gradient
+    delay_at = WorkerConfig(delay, delay_ramp_words=ramp_words).delay_at
+    return SynchronousLoop(collective, CONFIG, delay_at, window, update, parameters, compute), gradient
 
 
-@pytest.mark.parametrize("delay", [1, 3])
-def test_one_rank_equals_the_plain_loop_bit_for_bit(delay: int) -> None:
+@pytest.mark.parametrize(("delay", "ramp_words"), [(1, 0), (3, 0), (3, 1000)])
+def test_one_rank_equals_the_plain_loop_bit_for_bit(delay: int, ramp_words: int) -> None:
     def program(collective: ThreadedCollective) -> torch.Tensor:
-        loop, _ = loop_of(collective, delay)
+        loop, _ = loop_of(collective, delay, ramp_words=ramp_words)
         loop.start()
         for _ in range(50):
             loop.window()
         assert set(loop.activity.seconds) == {"compute", "wait", "pack", "step"}
         return loop.parameters
 
-    assert torch.equal(run_ranks(1, program)[0], quadratic.plain_loop(50, delay))
+    assert torch.equal(run_ranks(1, program)[0], quadratic.plain_loop(50, delay, ramp_words=ramp_words))
 
 
 def test_a_window_with_a_nan_is_dropped_on_all_ranks_and_they_stay_equal() -> None:

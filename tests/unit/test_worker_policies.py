@@ -1,0 +1,215 @@
+"""The worker's policies, each against a loop written by hand and against virtual time: ramp of the delay, local steps and their warm-up."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hpcnmt import ops
+from hpcnmt.distributed.deadlines import DeadlineConfig
+from hpcnmt.distributed.exchange import Exchange
+from hpcnmt.distributed.layout import Layout
+from hpcnmt.distributed.shard import ShardConfig
+from hpcnmt.distributed.virtual import ClockConfig, LocalShards, VirtualCluster
+from hpcnmt.distributed.worker import WorkerConfig, WorkerLoop
+from hpcnmt.optim.local import LocalConfig, LocalOptimizer
+from hpcnmt.optim.update import Update
+from hpcnmt.optim.window import GradientWindow
+from tests import quadratic
+from tests.quadratic import by_hand, local_of
+
+WINDOWS = 12
+CONFIG = ShardConfig(quadratic.UPDATE)
+ALWAYS = WorkerConfig(3, local=LocalConfig("always"))
+BATCHES = WorkerConfig(3, local=LocalConfig("warmup", warmup_batches=7))
+WORDS = WorkerConfig(3, local=LocalConfig("warmup", warmup_words=200))
+RAMP = WorkerConfig(4, delay_ramp_words=300)
+POLICIES = {
+    "ramp": RAMP, "always": ALWAYS, "batches": BATCHES, "words": WORDS, "ramp_and_words": replace(WORDS, delay_ramp_words=300),
+}  # fmt: skip
+WRITTEN_BACK = {
+    "always": WorkerConfig(3, local=LocalConfig("always", write_back=True)),
+    "delay_1": WorkerConfig(1, local=LocalConfig("always", write_back=True)),
+    "batches": replace(BATCHES, local=replace(BATCHES.local, write_back=True)),
+    "words": replace(WORDS, local=replace(WORDS.local, write_back=True), delay_ramp_words=300),
+}  # fmt: skip
+OVERLAPPED = {f"{name}_overlapped": replace(config, overlap=1) for name, config in POLICIES.items()}
+SAME_ADAM = LocalConfig("compensate", optimizer=quadratic.UPDATE.adam)
+OVERLAPPED |= {
+    "compensate": WorkerConfig(1, 1, local=LocalConfig("compensate")), "compensate_2": WorkerConfig(2, 1, local=LocalConfig("compensate")),
+    "compensate_ramp": WorkerConfig(3, 1, local=LocalConfig("compensate", learning_rate_factor=0.5), delay_ramp_words=300),
+}  # fmt: skip
+
+
+def real_loop(config: WorkerConfig, windows: int = WINDOWS) -> WorkerLoop:
+    """A worker that has trained with one shard, which served whenever it polled."""
+    shards = LocalShards(Layout(quadratic.SIZE, 1, 1), CONFIG)
+    replica, gradient = quadratic.initial(), torch.zeros(quadratic.SIZE)
+    exchange = Exchange(shards.transport, 0, DeadlineConfig())
+    loop = WorkerLoop(exchange, config, replica, gradient, quadratic.batches(replica, gradient, 0), local_of(config))
+    loop.start(initial=True)
+    for _ in range(windows):
+        loop.window()
+    loop.finish()
+    loop.close()
+    return loop
+
+
+def virtual(config: WorkerConfig, windows: int = WINDOWS) -> torch.Tensor:
+    """Parameters after as many windows of one logical worker."""
+    shards = LocalShards(Layout(quadratic.SIZE, 1, 1), CONFIG)
+    make = (lambda: LocalOptimizer(quadratic.SIZE, config.local, quadratic.SCHEDULE, config.clip_norm)) if local_of(config) else None
+    cluster = VirtualCluster(shards, config, ClockConfig(), quadratic.gradients(1), quadratic.initial(), local_of=make)
+    while len(shards.shards[0].log) < windows:
+        cluster.step()
+    out = torch.empty(quadratic.SIZE)
+    shards.parameters(out)
+    return out
+
+
+@given(st.integers(2, 9), st.integers(1, 10_000))
+def test_the_delay_grows_from_one_in_equal_steps(delay: int, ramp_words: int) -> None:
+    config = WorkerConfig(delay, delay_ramp_words=ramp_words)
+    found = [config.delay_at(words) for words in range(ramp_words + 1)]
+    assert found[0] == 1 and found[-1] == config.delay_at(10**12) == delay
+    assert found == sorted(found)
+    if ramp_words >= delay:
+        lengths = [found.count(value) for value in range(1, delay)]
+        assert max(lengths) - min(lengths) <= 1 and set(found) == set(range(1, delay + 1))
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_one_worker_and_one_shard_equal_the_loop_by_hand_bit_for_bit(name: str) -> None:
+    assert torch.equal(real_loop(POLICIES[name]).replica, by_hand(POLICIES[name], WINDOWS)[0])
+
+
+@pytest.mark.parametrize("name", [*POLICIES, *OVERLAPPED])
+def test_virtual_time_equals_the_real_loop_bit_for_bit(name: str) -> None:
+    config = (POLICIES | OVERLAPPED)[name]
+    assert torch.equal(real_loop(config).replica, virtual(config))
+
+
+@pytest.mark.parametrize("name", WRITTEN_BACK)
+def test_with_write_backs_virtual_time_and_the_loop_by_hand_equal_the_real_loop_bit_for_bit(name: str) -> None:
+    config = WRITTEN_BACK[name]
+    loop = real_loop(config)
+    assert torch.equal(loop.replica, virtual(config))
+    expected, steps = by_hand(config, WINDOWS)
+    assert torch.equal(loop.replica, expected)
+    assert loop.exchange.sequence == 1 + WINDOWS + steps + 1  # initial parameters, pushes, write-backs, farewell
+
+
+def test_a_write_back_over_a_rounding_wire_is_refused() -> None:
+    shards = LocalShards(Layout(quadratic.SIZE, 1, 1, wire="bf16"), CONFIG)
+    with pytest.raises(ValueError, match="write-back over a wire of bf16, expected fp32"):
+        Exchange(shards.transport, 0, DeadlineConfig()).write_back(torch.zeros(quadratic.SIZE))
+
+
+@pytest.mark.parametrize("name", [name for name in OVERLAPPED if "compensate" in name])
+def test_compensation_equals_the_loop_by_hand_bit_for_bit(name: str) -> None:
+    config = OVERLAPPED[name]
+    replica, gradient, wire = quadratic.initial(), torch.zeros(quadratic.SIZE), torch.empty(quadratic.SIZE)
+    compute, local = quadratic.batches(replica, gradient, 0), local_of(config)
+    window, update, fresh, sent = GradientWindow(gradient, config.clip_norm), Update(quadratic.SIZE, quadratic.UPDATE), replica.clone(), 0
+    for _ in range(WINDOWS):
+        words = sum(compute().target_words for _ in range(config.delay_at(sent)))
+        window.seal(wire, words)
+        replica.copy_(fresh)  # the exchange of the window before is complete, that of this window begins
+        sent = update.words
+        assert local is not None
+        local.compensate(replica, wire, words, sent)
+        update.apply(fresh, wire, words)
+    assert torch.equal(real_loop(config).replica, fresh)
+
+
+@pytest.mark.parametrize("delay", [1, 3])
+def test_compensation_with_the_constants_of_the_only_shard_undoes_the_delay_of_overlap(delay: int) -> None:
+    found = real_loop(WorkerConfig(delay, 1, local=SAME_ADAM)).replica
+    assert torch.equal(found, quadratic.plain_loop(WINDOWS, delay))
+    assert not torch.equal(found, real_loop(WorkerConfig(delay, 1)).replica)
+
+
+@pytest.mark.parametrize(("config", "expected"), [(BATCHES, 7), (WORDS, None), (ALWAYS, 3 * WINDOWS)])
+def test_a_warmup_ends_exactly_and_leaves_no_pass_behind(
+    config: WorkerConfig, expected: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    by_words = by_hand(config, WINDOWS)[1]
+    steps = []
+    original = ops.local_step_
+    monkeypatch.setattr(ops, "local_step_", lambda *arguments: (steps.append(1), original(*arguments)))
+    loop = real_loop(config)
+    assert len(steps) == (by_words if expected is None else expected)
+    if config is ALWAYS:
+        assert loop.sum.stepping and loop.sum.accumulator is not loop.gradient
+    else:
+        assert 3 < len(steps) < 3 * WINDOWS
+        assert loop.sum.accumulator is loop.gradient and loop.sum.local is None  # gradients add up in place, the moments are freed
+
+
+def test_a_warmup_that_ends_within_a_window_loses_nothing_of_it() -> None:
+    inert = LocalConfig("warmup", warmup_batches=7, learning_rate_factor=1e-12)
+    found = real_loop(WorkerConfig(3, local=inert)).replica
+    torch.testing.assert_close(found, quadratic.plain_loop(WINDOWS, 3), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("overlap", [0, 1])
+def test_virtual_time_drops_a_window_with_a_nan_as_the_real_loop_does(overlap: int) -> None:
+    config = replace(BATCHES, overlap=overlap)
+    shards = LocalShards(Layout(quadratic.SIZE, 1, 1), CONFIG)
+    sound, count = quadratic.gradients(1), iter(range(1000))
+
+    def spoiled(worker: int, replica: torch.Tensor, gradient: torch.Tensor):  # type: ignore[no-untyped-def]
+        counts = sound(worker, replica, gradient)
+        if next(count) in (4, 16):
+            gradient[17] = float("nan")
+        return counts
+
+    make = lambda: LocalOptimizer(quadratic.SIZE, config.local, quadratic.SCHEDULE, config.clip_norm)  # noqa: E731
+    cluster = VirtualCluster(shards, config, ClockConfig(), spoiled, quadratic.initial(), local_of=make)
+    while len(shards.shards[0].log) < WINDOWS:
+        cluster.step()
+    replica, gradient = quadratic.initial(), torch.zeros(quadratic.SIZE)
+    world, batches, calls = LocalShards(Layout(quadratic.SIZE, 1, 1), CONFIG), quadratic.batches(replica, gradient, 0), iter(range(1000))
+
+    def compute():  # type: ignore[no-untyped-def]
+        counts = batches()
+        if next(calls) in (4, 16):
+            gradient[17] = float("nan")
+        return counts
+
+    loop = WorkerLoop(Exchange(world.transport, 0, DeadlineConfig()), config, replica, gradient, compute, local_of(config))
+    loop.start(initial=True)
+    for _ in range(WINDOWS + 2):
+        loop.window()
+    loop.finish()
+    loop.close()
+    assert loop.sum.dropped == cluster.dropped == 2
+    out = torch.empty(quadratic.SIZE)
+    shards.parameters(out)
+    assert torch.equal(out, replica) and out.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"delay": 1, "local": LocalConfig("always")}, "set worker.delay to 2 or more"),
+        ({"delay": 1, "delay_ramp_words": 100}, "delay_ramp_words has no effect with worker.delay=1"),
+        ({"local": LocalConfig("compensate")}, "compensate has no effect with worker.overlap=0"),
+        ({"overlap": 1, "local": LocalConfig("always", write_back=True)}, "write_back=true with worker.overlap=1, expected"),
+        ({"delay": 2, "delay_ramp_words": -1}, "delay_ramp_words is -1"),
+        ({"delay": 3, "delay_ramp_words": 1000, "local": LocalConfig("warmup", warmup_words=500)}, "keeps windows at one batch"),
+    ],
+)
+def test_policies_without_effect_are_refused(arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        WorkerConfig(**arguments)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("words", "batches"), [(0, 0), (10, 10), (-1, 5)])
+def test_a_warmup_has_one_end(words: int, batches: int) -> None:
+    with pytest.raises(ValueError, match="exactly one of them above 0|neither to be negative"):
+        LocalConfig("warmup", words, batches)
