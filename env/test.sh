@@ -16,4 +16,5 @@ use_environment mpich
 install_horovod mpich
 ruff check .
 mypy
-python -m pytest -q
+python -m pytest -q -n "$(nproc)" tests/unit
+python -m pytest -q --ignore tests/unit

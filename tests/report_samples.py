@@ -188,7 +188,9 @@ def comm() -> Figures:
                     "settings": settings, "push_s": push_s, "pull_s": pull_s, "exchange_s": push_s + pull_s, "raw_put_s": put_s,
                     "raw_get_s": put_s * 1.02, "memcpy_s": size / 9.3e9, "latency_us": {"put": 61.0, "get": 118.0, "flag": 74.0},
                     "push_share_of_put": put_s / push_s, "pull_share_of_get": put_s * 1.02 / pull_s,
-                    "push_gb_per_s": size / push_s / 1e9, "pull_gb_per_s": size / pull_s / 1e9,
+                    "push_gb_per_s": workers * size / push_s / 1e9, "raw_put_gb_per_s": workers * size / put_s / 1e9,
+                    "pull_gb_per_s": workers * size / pull_s / 1e9, "raw_get_gb_per_s": workers * size / put_s / 1.02e9,
+                    "memcpy_gb_per_s": 9.3 * workers,
                 }  # fmt: skip
     checks = [{"what": "push, share of raw Put (at least)", "measured": 0.957, "target": 0.9, "met": True}]
     return results("comm", {"repeats": 21}, points, {"checks": checks})

@@ -261,11 +261,11 @@ def quality(results: Figures) -> Picture | None:
 def comm(results: Figures) -> Picture | None:
     """Bandwidth of push beside raw Put, of pull beside raw Get, and of memcpy, each pair with a scale of its own."""
     bars = {
-        "push": ("push_s", BLUE), "raw Put": ("raw_put_s", SKY), "pull": ("pull_s", VERMILLION), "raw Get": ("raw_get_s", ORANGE),
-        "memcpy": ("memcpy_s", GREY),
+        "push": ("push_gb_per_s", BLUE), "raw Put": ("raw_put_gb_per_s", SKY), "pull": ("pull_gb_per_s", VERMILLION),
+        "raw Get": ("raw_get_gb_per_s", ORANGE), "memcpy": ("memcpy_gb_per_s", GREY),
     }  # fmt: skip
     fields = [name for name, _ in bars.values()]
-    found = {key: point for key, point in points(results).items() if any(_gb_per_s(point, name) is not None for name in fields)}
+    found = {key: point for key, point in points(results).items() if any(point.get(name) is not None for name in fields)}
     chosen, left_out = _first(found, MOST_BARS)
     if not chosen:
         return None
@@ -274,19 +274,15 @@ def comm(results: Figures) -> Picture | None:
     for axis, names in zip(axes, groups, strict=True):
         for place, name in enumerate(names):
             field, colour = bars[name]
-            rates = [(row, rate) for row, point in enumerate(chosen.values()) if (rate := _gb_per_s(point, field)) is not None]
+            rates = [(row, rate) for row, point in enumerate(chosen.values()) if (rate := point.get(field)) is not None]
             rows = [row + 0.4 * (place - (len(names) - 1) / 2) for row, _ in rates]
             drawn = axis.barh(rows, [rate for _, rate in rates], height=0.38, color=colour, label=name)
             axis.bar_label(drawn, [f" {rate:.3g}" for _, rate in rates], fontsize=8)
         axis.margins(x=0.2)
         axis.set_xlabel("GB/s")
     legend(figure, axes, shared=shared_words(chosen))
-    caption = f"Bytes of the message over the median of its time: higher is better. Each panel has a scale of its own.{left_out}"
+    caption = f"Bytes of all workers over the median of their time: higher is better. Each panel has a scale of its own.{left_out}"
     return finish(figure, "bandwidth", "Push and pull beside raw Put, Get and memcpy", caption)
-
-
-def _gb_per_s(point: Figures, seconds: str) -> float | None:
-    return ratio(ratio(settings(point).get("bytes"), 1e9), point.get(seconds))
 
 
 @style()

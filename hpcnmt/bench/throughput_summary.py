@@ -83,9 +83,12 @@ def _best(group: list[Figures], mode: str, accept: Callable[[Figures], bool] = l
 
 
 def _async_to_sync(points: list[Figures]) -> list[Figures]:
-    """Asynchronous (fp32, as the baseline's wire) against the best synchronous baseline of the same setting."""
+    """Asynchronous (fp32, as the baseline's wire) against the best synchronous baseline of the same setting.
+
+    One worker has nobody to be synchronous with: no row.
+    """
     rows = []
-    for group in _by_setting(points).values():
+    for group in _by_setting([point for point in points if point["settings"]["workers"] > 1]).values():
         fp32 = _best(group, "async", lambda figures: figures["settings"]["wire"] == "fp32")
         sync = _best(group, "sync")
         if fp32 is None or sync is None:
