@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from hpcnmt.config import RECIPES, load_recipe, override
+from hpcnmt.config import RECIPES, from_mapping, load_recipe, override
 from hpcnmt.training.recipe import Recipe, build_recipe
 
 
@@ -78,6 +81,30 @@ def test_overrides_are_typed() -> None:
 def test_stop_on_has_effect_where_a_stall_has() -> None:
     recipe = build_recipe(override(load_recipe("sample"), ["schedule.restart_on_stall=true", "validation.stop_on=[bleu]"]))
     assert recipe.validation.stop_on == ("bleu",)
+
+
+METHOD = Path(__file__).parents[2] / "docs" / "method.md"
+OPTION = re.compile(r"([a-z_]+(?:\.[a-z_0-9]+)+)(?:\.\*|(?:=|: )(.+))?")
+"""SECTION.OPTION, SECTION.OPTION.*, SECTION.OPTION=VALUE, SECTION.OPTION: VALUE, or SECTION.OPTION: {NAME, ...}."""
+
+
+def options_named(text: str) -> list[tuple[str, str]]:
+    """(option, what follows it) of all that stands in backticks and looks like an option."""
+    return [(found[1], found[2] or "") for quoted in re.findall("`([^`]+)`", text) if (found := OPTION.fullmatch(quoted))]
+
+
+def test_every_option_and_value_that_the_method_names_exists() -> None:
+    named = options_named(METHOD.read_text("utf-8"))
+    assert {"worker.delay", "shard.buffer_pushes", "schedule.warmup", "optimizer.later"} <= {name for name, _ in named}
+    for name, rest in named:
+        place: Any = Recipe()
+        for part in name.split("."):
+            assert part in {field.name for field in fields(place)}, f"{name} is no option"
+            place = getattr(place, part)
+        if rest.startswith("{"):
+            assert set(rest.strip("{}").split(", ")) == {field.name for field in fields(place)}, f"{name}: {rest}"
+        for value in [] if rest.startswith("{") else filter(None, rest.split(" | ")):
+            from_mapping(Recipe, override({}, [f"{name}={value}"]))  # raises for a value that the option does not take
 
 
 def test_missing_and_broken_recipes(tmp_path: Path) -> None:
