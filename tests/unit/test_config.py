@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from hpcnmt.config import RECIPES, from_mapping, load_recipe, override
+from hpcnmt.optim.adam import AdamConfig, LaterBetas
 from hpcnmt.training.recipe import Recipe, build_recipe
 
 
@@ -76,6 +77,17 @@ def test_wrong_options_are_refused(settings: list[str], message: str) -> None:
 def test_overrides_are_typed() -> None:
     recipe = build_recipe(override(load_recipe("sample"), ["schedule.learning_rate=1e-3", "worker.clip_norm=2", "validation.patience=3"]))
     assert (recipe.schedule.learning_rate, recipe.worker.clip_norm, recipe.validation.patience) == (0.001, 2.0, 3)
+
+
+def test_a_section_given_in_part_keeps_the_defaults_of_the_field_that_holds_it() -> None:
+    local = Recipe().worker.local
+    settings = ["worker.delay=2", "worker.local.mode=always", "worker.local.optimizer={later: {words: 1000}}"]
+    found = build_recipe(override(load_recipe("sample"), settings)).worker.local
+    assert local.optimizer != AdamConfig(), "the field's default differs from the class's"
+    assert found == replace(local, mode="always", optimizer=replace(local.optimizer, later=LaterBetas(1000)))
+    again = build_recipe(override(load_recipe("sample"), [*settings, "worker.local.optimizer.beta1=0.5"])).worker.local
+    assert again.optimizer == replace(found.optimizer, beta1=0.5)
+    assert build_recipe({"optimizer": {"beta2": 0.99}}).optimizer == AdamConfig(beta2=0.99)
 
 
 def test_stop_on_has_effect_where_a_stall_has() -> None:
