@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from hpcnmt.config import RECIPES, from_mapping, load_recipe, override
+from hpcnmt.optim import rules
 from hpcnmt.optim.adam import AdamConfig, LaterBetas
 from hpcnmt.training.recipe import Recipe, build_recipe
 
@@ -17,6 +18,24 @@ from hpcnmt.training.recipe import Recipe, build_recipe
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda p: p.stem)
 def test_shipped_recipes_are_valid(path: Path) -> None:
     assert isinstance(build_recipe(load_recipe(path.stem)), Recipe)
+
+
+def test_the_recipes_of_the_paper_differ_in_the_slip_of_its_code_alone() -> None:
+    paper, as_coded = (build_recipe(load_recipe(name)) for name in ("paper", "paper-as-coded"))
+    local = paper.worker.local
+    assert (local.optimizer.beta1, local.optimizer.beta2) == rules.PAPER_LOCAL_BETAS and local.warmup_batches == rules.PAPER_LOCAL_BATCHES
+    slip = replace(local, optimizer=replace(local.optimizer, beta1=0.997, beta2=0.998))
+    assert as_coded == replace(paper, worker=replace(paper.worker, local=slip))
+    later = paper.optimizer.later
+    assert later.words == rules.batches_in_words(rules.PAPER_SWITCH_BATCHES, 4, paper.loader.batch_words)
+    assert [(b.beta1, b.beta2) for b in (paper.optimizer, later)] == [rules.PAPER_BETAS, rules.PAPER_LATER_BETAS]
+    assert paper.worker.delay == rules.PAPER_DELAY
+
+
+def test_the_paper_updates_at_eta_by_words_from_the_first_update_on() -> None:
+    schedule = build_recipe(load_recipe("paper")).schedule
+    for words in (1920, 3840, 10**9):
+        assert schedule.at(words, 1920) == pytest.approx(1e-4) and schedule.at(words, 1000) == pytest.approx(1e-4 * 1000 / 1920)
 
 
 @pytest.mark.parametrize(
