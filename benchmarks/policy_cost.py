@@ -47,7 +47,7 @@ def window_cpu_s(recipe: Recipe, windows: int) -> float:
     def local() -> LocalOptimizer:
         return LocalOptimizer(FEW_PARAMETERS, recipe.worker.local, recipe.schedule, recipe.worker.clip_norm)
 
-    shards = LocalShards(recipe.layout(FEW_PARAMETERS, 1, 1), ShardConfig(recipe.update))
+    shards = LocalShards(recipe.layout(FEW_PARAMETERS, 1, 1), ShardConfig(recipe.update, policy=recipe.shard))
     local_of = local if recipe.worker.local.mode != "off" else None
     cluster = VirtualCluster(shards, recipe.worker, recipe.clock, gradient_of, values, gradients, local_of)
     begin = time.thread_time()

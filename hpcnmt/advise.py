@@ -115,9 +115,10 @@ def _result(setting: Setting, recipe: Recipe | None) -> dict[str, Any]:
 
 def _head(setting: Setting) -> str:
     recipe = setting.recipe
+    buffer = f"B = {setting.buffer_pushes} pushes an update, " if setting.buffer_pushes > 1 else ""
     measured = "expected" if setting.measured_staleness is None else "measured"
     return (
-        f"N = {setting.workers} workers, tau {setting.delay}, overlap {recipe.worker.overlap}, "
+        f"N = {setting.workers} workers, tau {setting.delay}, overlap {recipe.worker.overlap}, {buffer}"
         f"updates of T = {number(setting.update_words)} words (T_ref = {number(recipe.schedule.reference_words)}), "
         f"staleness S = {number(setting.staleness)} ({measured})"
     )

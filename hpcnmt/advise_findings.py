@@ -68,20 +68,32 @@ class Setting:
         return worker.delay
 
     @property
-    def update_words(self) -> float:
-        """T."""
+    def buffer_pushes(self) -> int:
+        """B, after the hybrid rule where the recipe has a buffer at all."""
+        return rules.hybrid_pushes(self.workers) if self.recipe.shard.buffer_pushes > 1 else 1
+
+    @property
+    def push_words(self) -> float:
+        """Of tau batches."""
         planned = self.recipe.worker.delay * self.recipe.loader.batch_words
         return (self.measured_push_words or planned) * self.delay / self.recipe.worker.delay
 
     @property
+    def update_words(self) -> float:
+        """T."""
+        return self.buffer_pushes * self.push_words
+
+    @property
     def expected_staleness(self) -> float:
         """By the rule."""
-        return rules.expected_staleness(self.workers, self.recipe.worker.overlap)
+        return rules.expected_staleness(self.workers, self.recipe.worker.overlap, self.buffer_pushes)
 
     @property
     def staleness(self) -> float:
-        """S: measured where it is known."""
-        return self.expected_staleness if self.measured_staleness is None else self.measured_staleness
+        """S: measured where it is known; another B than in that run makes steps, in which it is counted, rarer or more frequent."""
+        if self.measured_staleness is None:
+            return self.expected_staleness
+        return self.measured_staleness * self.recipe.shard.buffer_pushes / self.buffer_pushes
 
 
 @dataclass(frozen=True)
@@ -128,12 +140,14 @@ def all_findings(setting: Setting) -> list[Finding]:
 
 
 def _staleness(setting: Setting) -> list[Finding]:
-    n, overlap = setting.workers, setting.recipe.worker.overlap
+    n, overlap, b, run_b = setting.workers, setting.recipe.worker.overlap, setting.buffer_pushes, setting.recipe.shard.buffer_pushes
     formula = f"2 N - 1 = 2 x {n} - 1 (overlap 1)" if overlap else f"N - 1 = {n} - 1 (overlap 0)"
+    formula += f", over B = {b}" if b > 1 else ""
     measured = setting.measured_staleness
     found = [Finding("expected staleness", "S", setting.expected_staleness, formula, "i.i.d. work; docs/engine.md", measured is None)]
     if measured is not None:
-        found.append(Finding("measured staleness", "S", measured, "mean over the pushes", "the run, or --staleness", True))
+        of_run = "mean over the pushes" + (f", times B of the run over B advised = {run_b} / {b}" if run_b != b else "")
+        found.append(Finding("measured staleness", "S", setting.staleness, of_run, "the run, or --staleness", True))
     return found
 
 
@@ -163,7 +177,7 @@ def _momentum(setting: Setting) -> list[Finding]:
 
 
 def _batch_words(setting: Setting) -> float:
-    return setting.update_words / setting.delay
+    return setting.push_words / setting.delay
 
 
 def _learning_rate(setting: Setting) -> list[Finding]:
@@ -192,9 +206,9 @@ def _update_size(setting: Setting) -> list[Finding]:
         formula = f"ceil({hidden} / (1 - {number(wait)})){note}"
         found.append(Finding("exchange hidden", "tau", hides, formula, "waiting of the run, or --wait", hides == setting.delay))
     if n > 1:
-        words = number(b * setting.update_words)
-        found.append(Finding("hybrid buffer", "B (pushes)", b, f"N: updates of N T = {words} words, expected S {number(stale)}",
-                             "Aji and Heafield 2019, arXiv 1906.03496"))  # fmt: skip
+        formula = f"N: updates of N pushes = {number(b * setting.push_words)} words, expected S {number(stale)}"
+        source = "Aji and Heafield 2019, arXiv 1906.03496"
+        found.append(Finding("hybrid buffer", "B (pushes)", b, formula, source, setting.buffer_pushes == b))
     return found
 
 
@@ -260,7 +274,7 @@ def _on_learning_rate(setting: Setting, values: Values) -> Disagreement | None:
 
 
 def _on_buffer(setting: Setting, values: Values) -> Disagreement | None:
-    if "hybrid buffer" not in values:
+    if "hybrid buffer" not in values or setting.buffer_pushes > 1:  # who has a buffer has chosen; what momentum it leaves is advised
         return None
     why = (
         "first look: B 4 at beta1 0.9 3.20, so low momentum gained more. A short budget flatters many small updates: try the buffer "
@@ -298,6 +312,7 @@ def advised_options(setting: Setting) -> dict[str, int | float]:
     return {
         "worker.delay": setting.delay, "worker.overlap": recipe.worker.overlap, "loader.batch_words": recipe.loader.batch_words,
         "optimizer.beta1": advised_beta1(setting), "schedule.warmup_words": advised_warmup_words(setting),
+        "shard.buffer_pushes": setting.buffer_pushes,
     }  # fmt: skip
 
 
@@ -315,7 +330,8 @@ def judge(recipe: Recipe, setting: Setting) -> list[Judgement]:
 def remarks(setting: Setting) -> list[str]:
     """What stands in no table."""
     recipe, found = setting.recipe, []
-    eta, stale, expected = recipe.schedule.learning_rate, setting.measured_staleness, setting.expected_staleness
+    eta, stale = recipe.schedule.learning_rate, setting.measured_staleness
+    expected = rules.expected_staleness(setting.workers, recipe.worker.overlap, recipe.shard.buffer_pushes)  # of the run as it was
     if stale is not None and stale > STALE_BEYOND_RULE * expected + 0.5:
         found.append(
             f"the measured staleness {number(stale)} is far above the expected {number(expected)}: a slow worker, pauses for validation, "
@@ -342,5 +358,5 @@ def numbers_of(setting: Setting) -> dict[str, float | None]:
     recipe = setting.recipe
     return given | {
         "delay": recipe.worker.delay, "overlap": recipe.worker.overlap, "batch_words": recipe.loader.batch_words,
-        "update_words": setting.update_words, "staleness": setting.staleness,
+        "buffer_pushes": recipe.shard.buffer_pushes, "update_words": setting.update_words, "staleness": setting.staleness,
     }  # fmt: skip

@@ -22,21 +22,37 @@ def _nearest(name: str, names: list[str]) -> str:
     return f"did you mean {close[0]!r}? " if close else ""
 
 
-def from_mapping(cls: type[T], mapping: object, path: str = "") -> T:
-    """Builds the dataclass `cls` from `mapping`. Raises ValueError for unknown keys and values of the wrong type."""
+def from_mapping(cls: type[T], mapping: object, path: str = "", default: T | None = None) -> T:
+    """Builds the dataclass `cls` from `mapping`; what is not there is as in `default`, else as in the class.
+
+    Raises ValueError for unknown keys and values of the wrong type.
+    """
     if not isinstance(mapping, dict):
         raise ValueError(f"found {mapping!r} for {path or 'the recipe'}, expected a mapping of options")
-    hints = typing.get_type_hints(cls)
+    hints, defaults = typing.get_type_hints(cls), _defaults(cls, default)
     names = [field.name for field in dataclasses.fields(typing.cast(Any, cls))]
     for key in mapping:
         if key not in names:
             raise ValueError(f"found the unknown option {path}{key}: {_nearest(str(key), names)}valid here: {', '.join(names)}")
-    return cls(**{key: _value(hints[key], value, f"{path}{key}") for key, value in mapping.items()})
+    return cls(**(defaults | {key: _value(hints[key], value, f"{path}{key}", defaults.get(key)) for key, value in mapping.items()}))
 
 
-def _value(expected: Any, value: Any, path: str) -> Any:
+def _defaults(cls: type[Any], default: object) -> Mapping:
+    """Field -> value of `default`; without it the values that the class gives, which for a section may differ from that section's own."""
+    found = {}
+    for field in dataclasses.fields(cls):
+        if default is not None:
+            found[field.name] = getattr(default, field.name)
+        elif field.default is not dataclasses.MISSING:
+            found[field.name] = field.default
+        elif field.default_factory is not dataclasses.MISSING:
+            found[field.name] = field.default_factory()
+    return found
+
+
+def _value(expected: Any, value: Any, path: str, default: Any = None) -> Any:
     if dataclasses.is_dataclass(expected):
-        return from_mapping(typing.cast(Any, expected), value, f"{path}.")
+        return from_mapping(typing.cast(Any, expected), value, f"{path}.", default)
     if typing.get_origin(expected) is dict:
         if not isinstance(value, dict):
             raise ValueError(f"found {value!r} for {path}, expected a mapping by name")

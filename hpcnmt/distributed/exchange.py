@@ -62,7 +62,7 @@ class Exchange:
         self.stopped = False  # worker 0 has asked all to end
         self.ask_to_stop = False  # set by worker 0: goes out with its next push
         self.stalls = 0  # counted by worker 0: validations without a new best; goes out with its next push
-        self.rejected_pulls = 0
+        self.pulls = self.rejected_pulls = 0  # of one slice each
         self.slices = layout.slices()
         self.activity = Activity("worker", self.worker)
 
@@ -163,6 +163,7 @@ class Exchange:
 
     def _adopt(self, headers: Sequence[Words]) -> None:
         """Takes over what the headers of the shards, one for each slice pulled, say of versions, words, cuts and the end."""
+        self.pulls += len(headers)
         self.versions = [int(header[VERSION]) for header in headers]
         self.global_words = min(int(header[GLOBAL_WORDS]) for header in headers)
         self.cut_raised, self.stopped = int(headers[0][CUT]), bool(headers[0][STOP])

@@ -118,7 +118,8 @@ class VirtualCluster:
         self._events: list[tuple[float, int, int, Callable[[], None]]] = []
         self._count = 0
         # One accumulator serves all where windows are computed one after the other; write-backs of others come in between.
-        accumulator = torch.zeros_like(initial) if local_of and not config.local.write_back else None
+        shared = local_of is not None and config.local.mode != "compensate" and not config.local.write_back
+        accumulator = torch.zeros_like(initial) if shared else None
         self.workers = []
         for index in range(shards.layout.workers):
             exchange = Exchange(shards.transport, index, DeadlineConfig())

@@ -53,6 +53,12 @@ class LocalConfig:
                 f"found worker.local.warmup_words={self.warmup_words} and worker.local.warmup_batches={self.warmup_batches}, "
                 "expected exactly one of them above 0 with worker.local.mode=warmup"
             )
+        later = self.optimizer.later
+        if self.mode == "warmup" and not later.gradual and 0 < self.warmup_words < later.words:
+            raise ValueError(
+                f"found worker.local.optimizer.later.words={later.words}, expected at most worker.local.warmup_words={self.warmup_words}: "
+                "there the local steps end"
+            )
 
 
 class LocalOptimizer:

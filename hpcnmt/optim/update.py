@@ -77,7 +77,7 @@ class Update:
         )  # fmt: skip
 
     def _clip_factor(self, gradient_sum: Tensor, scale: float, clip_norm: float) -> float:
-        ops.sum_squares(gradient_sum, self._norm)
+        ops.sum_squares(gradient_sum.float(), self._norm)  # a copy only of what comes over a wire of bf16
         norm = float(self._norm[0]) ** 0.5 * scale
         return clip_norm / norm if norm > clip_norm else 1.0
 

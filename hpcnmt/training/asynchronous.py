@@ -26,7 +26,7 @@ from hpcnmt.training.setup import Trainee, check_sizes, choose_device
 from hpcnmt.training.status import Counters, RankReport, rank_report, shard_counters
 
 REJECTS_WORTH_A_WORD = 0.02
-"""Share of repeated pulls above which the run says what to change."""
+"""Repeated pulls for each good one, above which the run says what to change."""
 
 
 def run_rank(recipe: Recipe, data: Path, run: Path, workers: int, shards: int) -> None:
@@ -154,8 +154,8 @@ class _Worker:
             "rejected_pulls": self.exchange.rejected_pulls, "dropped_windows": self.loop.sum.dropped,
         }  # fmt: skip
         self.journal.record("end", words, values)
-        if self.exchange.rejected_pulls > REJECTS_WORTH_A_WORD * self.exchange.sequence:
+        if self.exchange.rejected_pulls > REJECTS_WORTH_A_WORD * self.exchange.pulls:
             self.journal.say(
-                f"{self.exchange.rejected_pulls} of {self.exchange.sequence} pulls were overrun by updates and repeated: "
+                f"{self.exchange.rejected_pulls} pulls of a slice, beside {self.exchange.pulls} good ones, were overrun by updates: "
                 "raise training.ring_slots"
             )

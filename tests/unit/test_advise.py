@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import pytest
 from hpcnmt.advise_findings import Setting, all_findings, disagreements, remarks
 from hpcnmt.cli import main
 from hpcnmt.config import RECIPES, load_recipe, override
+from hpcnmt.distributed.policy import ShardPolicy
 from hpcnmt.training.recipe import Recipe, build_recipe
 
 SHIPPED = sorted(path.stem for path in RECIPES.glob("*.yaml"))
@@ -42,10 +43,13 @@ def write_run(path: Path, recipe: Recipe, staleness: dict[str, int], end: dict[s
     "flags", [["--workers=1"], ["--workers=4", "--overlap=1", "--wait=0.4"], ["--workers=16", "--delay=4", "--batch-words=500"]]
 )
 def test_what_is_advised_can_be_pasted_and_then_fits(recipe: str, flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    first = advised(capsys, "--recipe", recipe, *flags)
+    named = ["--recipe", recipe]
+    if "--overlap=1" in flags and build_recipe(load_recipe(recipe)).worker.local.write_back:
+        named += ["--set", "worker.local.write_back=false"]  # excludes overlap
+    first = advised(capsys, *named, *flags)
     pasted = [word for line in first["set"] for word in ("--set", line)]
-    assert build_recipe(override(load_recipe(recipe), first["set"]))
-    again = advised(capsys, "--recipe", recipe, *pasted, flags[0])  # the other flags are options by now
+    assert build_recipe(override(load_recipe(recipe), [*named[3:], *first["set"]]))
+    again = advised(capsys, *named, *pasted, flags[0])  # the other flags are options by now
     assert again["set"] == [] and all(judgement["fits"] for judgement in again["judged"])
     assert {j["option"] for j in first["judged"] if not j["fits"]} == {line.split("=")[0] for line in first["set"]}
 
@@ -73,6 +77,39 @@ def test_measured_staleness_takes_the_place_of_the_rule() -> None:
     slow = Setting(recipe, 2, measured_staleness=9)
     assert any("far above the expected 1" in remark for remark in remarks(slow))
     assert not any("far above" in remark for remark in remarks(Setting(recipe, 2, measured_staleness=1.1)))
+
+
+def test_a_buffer_makes_larger_updates_and_rarer_steps() -> None:
+    recipe = build_recipe({"worker": {"delay": 2, "overlap": 1}, "loader": {"batch_words": 500}, "shard": {"buffer_pushes": 4}})
+    setting = Setting(recipe, 4)
+    assert (setting.push_words, setting.update_words, setting.staleness) == (1000, 4000, 7 / 4)
+    found, plain = values(setting), values(Setting(replace(recipe, shard=ShardPolicy()), 4))
+    assert found["explicit momentum"] == pytest.approx(0.9 - 7 / 11) and plain["explicit momentum"] == pytest.approx(0.9 - 7 / 8)
+    assert found["linear in words"] == 4 * plain["linear in words"] and found["untuned warm-up"] == 4 * plain["untuned warm-up"]
+    by_batches = ("paper's warm-up", "paper's local optimizer", "hybrid buffer", "paper's delay")
+    assert [found[rule] for rule in by_batches] == [plain[rule] for rule in by_batches], "counted in batches and pushes"
+    assert "large updates or low momentum" not in {d.about for d in disagreements(setting, all_findings(setting))}
+
+
+@pytest.mark.parametrize(("pushes", "workers", "expected"), [(1, 4, 1), (4, 4, 4), (2, 4, 4), (8, 4, 4), (2, 1, 1)])
+def test_a_buffer_is_judged_by_the_hybrid_rule(pushes: int, workers: int, expected: int, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("--recipe", "sample", "--set", f"shard.buffer_pushes={pushes}", "--workers", workers)
+    judged = {judgement["option"]: judgement for judgement in advised(capsys, *words)["judged"]}["shard.buffer_pushes"]
+    assert (judged["found"], judged["advised"], judged["fits"]) == (pushes, expected, pushes == expected)
+
+
+def test_a_run_with_a_buffer_is_measured_in_its_own_steps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = build_recipe({"shard": {"buffer_pushes": 2}})
+    run = write_run(tmp_path / "run", recipe, {"1": 50, "2": 50}, {"target_words": 100_000})
+    result = advised(capsys, "--run", run)
+    setting = result["setting"]
+    assert (setting["measured_staleness"], setting["measured_push_words"], setting["buffer_pushes"]) == (1.5, 1000.0, 2)
+    assert (setting["staleness"], setting["update_words"]) == (0.75, 4000), "four pushes a step are advised in place of two"
+    assert "shard.buffer_pushes=4" in result["set"] and not any("far above" in remark for remark in result["remarks"])
+    again = json.loads((run / "config.json").read_text()) | {"shard": {"buffer_pushes": 4}}
+    (run / "config.json").write_text(json.dumps(again))
+    setting = advised(capsys, "--run", run)["setting"]
+    assert (setting["staleness"], setting["update_words"]) == (1.5, 4000)
 
 
 def test_beta1_is_not_advised_below_what_was_tried(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,17 +2,40 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from hpcnmt.config import RECIPES, load_recipe, override
+from hpcnmt.config import RECIPES, from_mapping, load_recipe, override
+from hpcnmt.optim import rules
+from hpcnmt.optim.adam import AdamConfig, LaterBetas
 from hpcnmt.training.recipe import Recipe, build_recipe
 
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda p: p.stem)
 def test_shipped_recipes_are_valid(path: Path) -> None:
     assert isinstance(build_recipe(load_recipe(path.stem)), Recipe)
+
+
+def test_the_recipes_of_the_paper_differ_in_the_slip_of_its_code_alone() -> None:
+    paper, as_coded = (build_recipe(load_recipe(name)) for name in ("paper", "paper-as-coded"))
+    local = paper.worker.local
+    assert (local.optimizer.beta1, local.optimizer.beta2) == rules.PAPER_LOCAL_BETAS and local.warmup_batches == rules.PAPER_LOCAL_BATCHES
+    slip = replace(local, optimizer=replace(local.optimizer, beta1=0.997, beta2=0.998))
+    assert as_coded == replace(paper, worker=replace(paper.worker, local=slip))
+    later = paper.optimizer.later
+    assert later.words == rules.batches_in_words(rules.PAPER_SWITCH_BATCHES, 4, paper.loader.batch_words)
+    assert [(b.beta1, b.beta2) for b in (paper.optimizer, later)] == [rules.PAPER_BETAS, rules.PAPER_LATER_BETAS]
+    assert paper.worker.delay == rules.PAPER_DELAY
+
+
+def test_the_paper_updates_at_eta_by_words_from_the_first_update_on() -> None:
+    schedule = build_recipe(load_recipe("paper")).schedule
+    for words in (1920, 3840, 10**9):
+        assert schedule.at(words, 1920) == pytest.approx(1e-4) and schedule.at(words, 1000) == pytest.approx(1e-4 * 1000 / 1920)
 
 
 @pytest.mark.parametrize(
@@ -75,9 +98,44 @@ def test_overrides_are_typed() -> None:
     assert (recipe.schedule.learning_rate, recipe.worker.clip_norm, recipe.validation.patience) == (0.001, 2.0, 3)
 
 
+def test_a_section_given_in_part_keeps_the_defaults_of_the_field_that_holds_it() -> None:
+    local = Recipe().worker.local
+    settings = ["worker.delay=2", "worker.local.mode=always", "worker.local.optimizer={later: {words: 1000}}"]
+    found = build_recipe(override(load_recipe("sample"), settings)).worker.local
+    assert local.optimizer != AdamConfig(), "the field's default differs from the class's"
+    assert found == replace(local, mode="always", optimizer=replace(local.optimizer, later=LaterBetas(1000)))
+    again = build_recipe(override(load_recipe("sample"), [*settings, "worker.local.optimizer.beta1=0.5"])).worker.local
+    assert again.optimizer == replace(found.optimizer, beta1=0.5)
+    assert build_recipe({"optimizer": {"beta2": 0.99}}).optimizer == AdamConfig(beta2=0.99)
+
+
 def test_stop_on_has_effect_where_a_stall_has() -> None:
     recipe = build_recipe(override(load_recipe("sample"), ["schedule.restart_on_stall=true", "validation.stop_on=[bleu]"]))
     assert recipe.validation.stop_on == ("bleu",)
+
+
+METHOD = Path(__file__).parents[2] / "docs" / "method.md"
+OPTION = re.compile(r"([a-z_]+(?:\.[a-z_0-9]+)+)(?:\.\*|(?:=|: )(.+))?")
+"""SECTION.OPTION, SECTION.OPTION.*, SECTION.OPTION=VALUE, SECTION.OPTION: VALUE, or SECTION.OPTION: {NAME, ...}."""
+
+
+def options_named(text: str) -> list[tuple[str, str]]:
+    """(option, what follows it) of all that stands in backticks and looks like an option."""
+    return [(found[1], found[2] or "") for quoted in re.findall("`([^`]+)`", text) if (found := OPTION.fullmatch(quoted))]
+
+
+def test_every_option_and_value_that_the_method_names_exists() -> None:
+    named = options_named(METHOD.read_text("utf-8"))
+    assert {"worker.delay", "shard.buffer_pushes", "schedule.warmup", "optimizer.later"} <= {name for name, _ in named}
+    for name, rest in named:
+        place: Any = Recipe()
+        for part in name.split("."):
+            assert part in {field.name for field in fields(place)}, f"{name} is no option"
+            place = getattr(place, part)
+        if rest.startswith("{"):
+            assert set(rest.strip("{}").split(", ")) == {field.name for field in fields(place)}, f"{name}: {rest}"
+        for value in [] if rest.startswith("{") else filter(None, rest.split(" | ")):
+            from_mapping(Recipe, override({}, [f"{name}={value}"]))  # raises for a value that the option does not take
 
 
 def test_missing_and_broken_recipes(tmp_path: Path) -> None:

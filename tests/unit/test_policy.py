@@ -120,6 +120,17 @@ def test_clipping_limits_the_norm_of_what_goes_into_adam(divide: bool, limit: fl
     torch.testing.assert_close(float(clipped.adam.moment2.sum()), float(scaled.adam.moment2.sum()), rtol=1e-4, atol=0)
 
 
+def test_a_shard_clips_what_comes_over_a_rounding_wire() -> None:
+    world = LocalShards(Layout(SIZE, 1, 2, wire="bf16"), ShardConfig(quadratic.UPDATE, policy=ShardPolicy(clip_norm=0.01)))
+    worker, pushed = Exchange(world.transport, 0, DeadlineConfig()), (50 * torch.cos(torch.arange(SIZE))).bfloat16()
+    worker.send_initial(quadratic.initial())
+    worker.push(pushed, PushHeader(Kind.GRADIENT, 30))
+    expected = quadratic.initial()
+    for begin, end in world.layout.slices():
+        Update(end - begin, quadratic.UPDATE).apply(expected[begin:end], pushed[begin:end].float(), 30, clip_norm=0.01)
+    assert torch.equal(parameters(world), expected)
+
+
 def test_a_buffer_sums_half_precision_pushes_in_full_piece_by_piece(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(policy, "PIECE_ELEMENTS", 100)
     buffer, pushes, calls = PushBuffer(SIZE, ShardPolicy(3)), torch.randn(3, SIZE).bfloat16(), []

@@ -16,6 +16,7 @@ from hpcnmt.distributed.layout import Layout
 from hpcnmt.distributed.shard import ShardConfig
 from hpcnmt.distributed.virtual import ClockConfig, LocalShards, VirtualCluster
 from hpcnmt.distributed.worker import WorkerConfig, WorkerLoop
+from hpcnmt.optim.adam import AdamConfig, LaterBetas
 from hpcnmt.optim.local import LocalConfig, LocalOptimizer
 from hpcnmt.optim.update import Update
 from hpcnmt.optim.window import GradientWindow
@@ -101,6 +102,7 @@ def test_with_write_backs_virtual_time_and_the_loop_by_hand_equal_the_real_loop_
     expected, steps = by_hand(config, WINDOWS)
     assert torch.equal(loop.replica, expected)
     assert loop.exchange.sequence == 1 + WINDOWS + steps + 1  # initial parameters, pushes, write-backs, farewell
+    assert loop.exchange.pulls == 1 + WINDOWS
 
 
 def test_a_write_back_over_a_rounding_wire_is_refused() -> None:
@@ -207,6 +209,14 @@ def test_virtual_time_drops_a_window_with_a_nan_as_the_real_loop_does(overlap: i
 def test_policies_without_effect_are_refused(arguments: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         WorkerConfig(**arguments)  # type: ignore[arg-type]
+
+
+def test_later_betas_of_local_steps_come_before_their_end() -> None:
+    switch = {gradual: AdamConfig(later=LaterBetas(101, gradual=gradual)) for gradual in (False, True)}
+    with pytest.raises(ValueError, match=r"later.words=101, expected at most worker.local.warmup_words=100"):
+        LocalConfig("warmup", warmup_words=100, optimizer=switch[False])
+    for words, batches, gradual in ((101, 0, False), (0, 5, False), (100, 0, True)):
+        assert LocalConfig("warmup", words, batches, switch[gradual]).optimizer == switch[gradual]
 
 
 @pytest.mark.parametrize(("words", "batches"), [(0, 0), (10, 10), (-1, 5)])
