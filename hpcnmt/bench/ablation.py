@@ -47,8 +47,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--from-throughput", type=Path, action="append", default=[], metavar="FILE",
         help="results of hpcnmt bench throughput with simulated compute; repeatable, one for each network",
     )  # fmt: skip
-
-
     parser.add_argument(
         "--test", action="append", default=[], metavar="NAME=SOURCE,REFERENCE",
         help="sentences to translate with every best model; repeatable, all are joined",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -183,11 +184,7 @@ def read_end(run: Run) -> dict[str, Any]:
 
 def read_staleness(run: Run) -> dict[str, int]:
     """Pushes by staleness, those of all shards; empty where nothing is pushed."""
-    reports = [json.loads(path.read_text("utf-8")) for path in sorted(run.folder.glob("shard-*.json"))] or [read_end(run)]
-    counts: dict[int, int] = {}
-    for report in reports:
-        for key, count in report.get("staleness", {}).items():
-            counts[int(key)] = counts.get(int(key), 0) + int(count)
+    counts = sum(RunFolder(run.folder).staleness(), Counter[int]())
     return {str(key): counts[key] for key in sorted(counts)}
 
 
