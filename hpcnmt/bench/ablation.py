@@ -28,7 +28,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from hpcnmt.bench.ablation_summary import summarize, without_rate
+from hpcnmt.bench.ablation_summary import summarize, unequal_trials, without_rate
 from hpcnmt.bench.children import train_all, work_folder
 from hpcnmt.bench.grid import Grid, read_grid
 from hpcnmt.bench.quality import add_jobs, add_places, check_jobs, configuration, not_measured, report_failures, trained_point
@@ -76,7 +76,10 @@ def run(arguments: argparse.Namespace) -> int:
         if tests:
             trained = [run for run in runs if run.key in results]
             failures += test_all(trained, tests, results, grid.baseline, arguments.jobs)
-    if missing := without_rate(note_summary(), columns):  # target and rates may be new
+    summary = note_summary()  # target and rates may be new
+    if uneven := unequal_trials(summary):
+        print(uneven, flush=True)
+    if missing := without_rate(summary, columns):
         print(f"no words per second of the same setting, and so no seconds: {', '.join(missing)}", flush=True)
     return report_failures(failures, arguments.out)
 

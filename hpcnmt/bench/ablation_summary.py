@@ -45,14 +45,35 @@ def targets(given: Target, baseline: BySeed) -> dict[str, float | None]:
 
 
 def summarize(points: Mapping[str, Figures], grid: Grid, columns: Sequence[Column]) -> Figures:
-    """The whole summary: "baseline", "target", "policies" (in the order of the grid) and, with throughput results, "seconds"."""
+    """The whole summary: "baseline", "target", "policies" (in the order of the grid), "tuned" where policies are trials of methods, and
+    "seconds" with throughput results."""
     policies = by_policy(points)
     compared = policies.get(grid.baseline, {})
     goal = targets(grid.target, compared)
     order = [*(name for name in grid.policies if name in policies), *(name for name in policies if name not in grid.policies)]
     rows = [_row(name, policies[name], compared, goal) for name in order]
     seconds = [entry for column in columns for entry in _seconds(rows, column, grid.baseline)]
-    return {"baseline": grid.baseline, "target": goal, "policies": rows} | ({"seconds": seconds} if columns else {})
+    tuned = [_tuned(method, trials, rows, grid) for method, trials in grid.methods.items()]
+    summary = {"baseline": grid.baseline, "target": goal, "policies": rows}
+    return summary | ({"tuned": tuned} if tuned else {}) | ({"seconds": seconds} if columns else {})
+
+
+def _tuned(method: str, trials: Sequence[str], rows: Sequence[Figures], grid: Grid) -> Figures:
+    """The best trial of a method by the last cross-entropy, and how many trials it had."""
+    found = [row for row in rows if row["name"] in trials and row["cross_entropy"]]
+    best = min(found, key=lambda row: row["cross_entropy"]["mean"], default=None)
+    chosen = {} if best is None else {
+        "best": best["name"], "set": list(grid.policies[best["name"]].set), "cross_entropy": best["cross_entropy"], "bleu": best["bleu"],
+    }  # fmt: skip
+    return {"method": method, "trials": len(found)} | chosen
+
+
+def unequal_trials(summary: Figures) -> str:
+    """A line when methods were tuned with different numbers of trials, or "": such a comparison favours one of them."""
+    counts = {row["method"]: row["trials"] for row in summary.get("tuned", ())}
+    if len(set(counts.values())) < 2:
+        return ""
+    return "methods have different numbers of trials: " + ", ".join(f"{name} {count}" for name, count in counts.items())
 
 
 def _row(name: str, seeds: BySeed, baseline: BySeed, goal: Mapping[str, float | None]) -> Figures:

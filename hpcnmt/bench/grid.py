@@ -8,6 +8,7 @@
       async: {workers: 4}
       beta1-0: {workers: 4, set: [optimizer.beta1=0.0]}
       synchronous: {workers: 4, mode: sync-equivalent}
+      synchronous-lr2: {workers: 4, mode: sync-equivalent, set: [schedule.learning_rate=2.0e-3], trial_of: synchronous}   # for tuning
 
 Invariant: all policies get the same words and the same validations. Used by ablation.py.
 """
@@ -53,6 +54,8 @@ class Policy:
     """virtual: logical workers in virtual time; plain: one process without an engine; sync-equivalent: one process that sums the
     worker.delay batches of each of `workers` workers before every update, as synchronous workers do."""
     set: tuple[str, ...] = ()
+    trial_of: str = ""
+    """Name of the method that this policy is a trial of: only what is tuned differs between its trials."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,15 @@ class Grid:
             _check_policy(name, policy)
         if self.baseline not in self.policies:
             raise ValueError(f"found baseline {self.baseline!r}, expected one of the policies {', '.join(self.policies)}")
+
+    @property
+    def methods(self) -> dict[str, list[str]]:
+        """Names of the policies that are trials, by the method that they are trials of."""
+        found: dict[str, list[str]] = {}
+        for name, policy in self.policies.items():
+            if policy.trial_of:
+                found.setdefault(policy.trial_of, []).append(name)
+        return found
 
     def settings(self, name: str) -> list[str]:
         """The --set options of a policy, its mode among them, seeds not."""

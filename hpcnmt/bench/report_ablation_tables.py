@@ -66,6 +66,16 @@ def policies(results: Figures) -> str:
     return by_columns(caption, rows_of(results, "policies"), columns, lambda row: "good" * (row.get("name") == baseline))
 
 
+def tuned(results: Figures) -> str:
+    """The best trial of every method, with what it sets."""
+    columns: dict[str, Callable[[Figures], str]] = {
+        "method": field("method"), "trials": field("trials"), "best trial": field("best"),
+        "its options": lambda row: ", ".join(show(option) for option in row.get("set") or ()) or MISSING,
+        "last cross-entropy": _spread("cross_entropy", 4), "last BLEU": _spread("bleu", 2),
+    }  # fmt: skip
+    return by_columns("Tuning: the best trial of every method, by cross-entropy", rows_of(results, "tuned"), columns)
+
+
 def seconds(results: Figures) -> str:
     """Predicted seconds of every policy at each network, with the ratio to the baseline's."""
     columns: dict[str, Callable[[Figures], str]] = {

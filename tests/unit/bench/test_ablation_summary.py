@@ -13,7 +13,7 @@ import pytest
 import sacrebleu
 from sacrebleu.significance import PairedTest
 
-from hpcnmt.bench.ablation_summary import summarize, targets, without_rate
+from hpcnmt.bench.ablation_summary import summarize, targets, unequal_trials, without_rate
 from hpcnmt.bench.crossing import crossing
 from hpcnmt.bench.grid import Grid, Policy, Target
 from hpcnmt.bench.rates import Column, read_columns
@@ -83,6 +83,20 @@ def test_a_policy_stands_beside_the_baseline() -> None:
     assert other["words_to_cross_entropy"] == 300 and other["reached_bleu"] == 2
     assert (gone["mean_staleness"], gone["words_to_cross_entropy"], gone["reached_bleu"]) == (None, None, 0)
     assert "seconds" not in summary and base["test"] is None
+
+
+def test_the_best_trial_of_a_method_is_named_and_unequal_numbers_are_said() -> None:
+    trials = {"a-1": Policy(4, set=("x=1",), trial_of="a"), "a-2": Policy(4, set=("x=2",), trial_of="a"), "b-1": Policy(4, trial_of="b")}
+    grid = Grid("sample", baseline="base", policies={"base": Policy(4), **trials, "b-2": Policy(4, trial_of="b")})
+    base = point("base", 1, 9, 8, 7, 6)
+    found = points(base, point("a-1", 1, 9, 8, 7, 4), point("a-2", 1, 9, 8, 7, 3), point("b-1", 1, 9, 8, 7, 5))
+    summary = summarize(found, grid, [])
+    first, second = summary["tuned"]
+    assert (first["method"], first["trials"], first["best"], first["set"], first["cross_entropy"]["mean"]) == ("a", 2, "a-2", ["x=2"], 3)
+    assert (second["method"], second["trials"], second["best"]) == ("b", 1, "b-1")
+    assert unequal_trials(summary) == "methods have different numbers of trials: a 2, b 1"
+    assert unequal_trials(summarize(found | points(point("b-2", 1, 9, 8, 7, 6)), grid, [])) == ""
+    assert summarize(points(base), grid, [])["tuned"] == [{"method": "a", "trials": 0}, {"method": "b", "trials": 0}]
 
 
 def rate(mode: str, words: float, **settings: Any) -> dict[str, Any]:
