@@ -155,7 +155,7 @@ def ablation() -> Figures:
     ):  # fmt: skip
         for seed in (1, 2, 3):
             settings = {"name": name, "mode": mode, "workers": 4, "delay": delay, "overlap": 0, "wire": "fp32"}
-            settings |= {"batch_words": 1000, "seed": seed}
+            settings |= {"batch_words": 1000, "seed": seed} | ({"delay_ramp_words": 500_000} if name == "tau2" else {})
             point: Figures = {"settings": settings, "curve": _curve(1_500_000, 1000.0, handicap, chance), "end": {},
                               "staleness": histogram(3.0, 400, chance) if mode == "virtual" else {}}  # fmt: skip
             if name in ("async", "beta1-0"):

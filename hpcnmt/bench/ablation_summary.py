@@ -12,8 +12,9 @@ from typing import Any
 
 from hpcnmt.bench.crossing import LOWER_IS_BETTER, crossing, mean_of_last, median_over_seeds
 from hpcnmt.bench.grid import Grid, Target
-from hpcnmt.bench.rates import Column
+from hpcnmt.bench.rates import Column, seconds_to
 from hpcnmt.bench.results import Figures
+from hpcnmt.bench.runs import GROWING
 from hpcnmt.bench.seeds import difference, last, spread, staleness_over
 from hpcnmt.bench.significance import TESTED, pooled_interval
 
@@ -79,6 +80,8 @@ def unequal_trials(summary: Figures) -> str:
 def _row(name: str, seeds: BySeed, baseline: BySeed, goal: Mapping[str, float | None]) -> Figures:
     settings = next(iter(seeds.values()))["settings"]
     row: Figures = {"name": name} | {key: settings[key] for key in SETTINGS} | {"seeds": sorted(seeds)}
+    row |= {key: settings[key] for key in GROWING if key in settings}
+    row["target_words"] = statistics.fmean(point["curve"][-1]["target_words"] for point in seeds.values())
     for metric in METRICS:
         found = last(seeds, metric)
         row[metric] = spread(list(found.values()))
@@ -112,13 +115,17 @@ def _seconds(rows: Sequence[Figures], column: Column, baseline: str) -> list[Fig
     """A row for each policy that has a rate in `column`: the simulated batch stands for the baseline's, so for no batch of other words."""
     found, batch_words = [], next((row["batch_words"] for row in rows if row["name"] == baseline), None)
     for row in rows:
-        rate = column.rate(row) if row["batch_words"] == batch_words else None
-        if rate is None:
+        phases = column.phases(row) if row["batch_words"] == batch_words else []
+        if not phases:
             continue
-        entry: dict[str, Any] = {"rates": column.label, "name": row["name"], "throughput": rate[0], "target_words_per_s": rate[1]}
+        entry: dict[str, Any] = {
+            "rates": column.label, "name": row["name"], "throughput": ", then ".join(phase.throughput for phase in phases),
+            "target_words_per_s": row["target_words"] / seconds_to(row["target_words"], phases),
+            "phases": [{"from_words": phase.from_words, "target_words_per_s": phase.target_words_per_s} for phase in phases],
+        }  # fmt: skip
         for metric in TARGETS:
             words = row[f"words_to_{metric}"]
-            entry[f"seconds_to_{metric}"] = None if words is None else words / rate[1]
+            entry[f"seconds_to_{metric}"] = None if words is None else seconds_to(words, phases)
         found.append(entry)
     compared: Figures = next((entry for entry in found if entry["name"] == baseline), {})
     for entry, metric in ((entry, metric) for entry in found for metric in TARGETS):

@@ -1,8 +1,9 @@
 """Words per second of a policy, looked up in results of throughput with simulated compute: a column for each network and time of a batch.
 
 A policy of virtual time has the rate of the asynchronous point with its workers, delay, overlap and wire; sync-equivalent that of the
-fastest synchronous baseline with its workers and delay; plain that of one worker without communication. A rate of simulated compute
-stands for other machines: seconds made with it are predictions, and say so. Used by ablation.py and ablation_summary.py.
+fastest synchronous baseline with its workers and delay; plain that of one worker without communication. Where delay or overlap change
+within a run, each phase has a rate of its own. A rate of simulated compute stands for other machines: seconds made with it are
+predictions, and say so. Used by ablation.py, ablation_summary.py and report_ablation.py.
 """
 
 from __future__ import annotations
@@ -14,6 +15,26 @@ from typing import Any
 
 from hpcnmt.bench.product import matching, read_kind
 from hpcnmt.bench.results import Figures
+from hpcnmt.bench.runs import GROWING
+from hpcnmt.distributed.worker import WorkerConfig
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A part of a run: from so many global target words on it trains at this rate, that of the throughput point `throughput`."""
+
+    from_words: int
+    target_words_per_s: float
+    throughput: str = ""
+
+
+def seconds_to(words: float, phases: Sequence[Phase]) -> float:
+    """Predicted seconds up to so many global target words; `phases` in order, the first from 0 on."""
+    ends = [*(phase.from_words for phase in phases[1:]), words]
+    return sum(
+        (min(end, words) - phase.from_words) / phase.target_words_per_s
+        for phase, end in zip(phases, ends, strict=True) if phase.from_words < words
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -23,7 +44,13 @@ class Column:
     label: str
     points: dict[str, Figures]
 
-    def rate(self, settings: Figures) -> tuple[str, float] | None:
+    def phases(self, settings: Figures) -> list[Phase]:
+        """The rates of a policy, in order; none when a phase has none."""
+        found = [(from_words, self._rate(phase)) for from_words, phase in phase_settings(settings)]
+        phases = [Phase(from_words, rate[1], rate[0]) for from_words, rate in found if rate is not None]
+        return phases if len(phases) == len(found) else []
+
+    def _rate(self, settings: Figures) -> tuple[str, float] | None:
         """(key, target words per second) of the fastest point that fits the settings of a policy; None when there is none."""
         alone = settings["mode"] == "plain"  # workers that do not communicate have the rate of one each
         rates = [
@@ -31,6 +58,22 @@ class Column:
             for key, point in matching(self.points, rate_settings(settings)).items()
         ]  # fmt: skip
         return max(rates, key=lambda item: item[1], default=None)
+
+
+def phase_settings(settings: Figures) -> list[tuple[int, Figures]]:
+    """(global target words from which on, settings) of every phase of a policy, within which delay and overlap stay as they are.
+
+    None for synchronous workers whose delay grows: one process that stands for them grows it in other steps.
+    """
+    ramp, overlap_from = (int(settings.get(name, 0)) for name in GROWING)
+    if not ramp and not overlap_from:
+        return [(0, settings)]
+    if settings["mode"] == "sync-equivalent":
+        return []
+    config = WorkerConfig(settings["delay"], settings["overlap"], delay_ramp_words=ramp, overlap_from_words=overlap_from)
+    steps = [-(-step * ramp // (config.delay - 1)) for step in range(1, config.delay)] if ramp else []
+    begins = sorted({0, overlap_from, *steps})
+    return [(words, settings | {"delay": config.delay_at(words), "overlap": int(config.overlaps_at(words))}) for words in begins]
 
 
 def rate_settings(settings: Figures) -> dict[str, Any]:

@@ -7,18 +7,21 @@ words / words per second of a simulated rate, and the picture says so. Used by r
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 from matplotlib.axes import Axes
 
 from hpcnmt.bench import report_pictures
+from hpcnmt.bench.rates import Phase, seconds_to
 from hpcnmt.bench.report_ablation_tables import NAMES, rows_of
-from hpcnmt.bench.report_fields import curve, figures, histogram, number, numbers, points, ratio, settings, show
+from hpcnmt.bench.report_fields import curve, entries, figures, histogram, number, numbers, points, settings, show
 from hpcnmt.bench.report_style import BLACK, BLUE, GREY, VERMILLION, Picture, bar_rows, finish, legend, looks, panels, shorten, style
 from hpcnmt.bench.results import Figures
 
 METRICS = {"cross_entropy": "cross-entropy, nats per target word", "bleu": "validation BLEU"}
 MOST_COLUMNS = 4
+XOfWords = Callable[[float], float]
 BEGINNING = 0.25
 """Share of a curve whose cross-entropy is left out of the picture when it is far above the rest."""
 
@@ -45,8 +48,8 @@ def _band(seeds: Sequence[Figures], metric: str) -> list[tuple[float, float, flo
     return band
 
 
-def _draw(axes: Sequence[Axes], policies: dict[str, list[Figures]], x_of_words: dict[str, float], results: Figures) -> None:
-    """Cross-entropy and BLEU of `policies` on two axes; `x_of_words`: what a target word is on the horizontal axis, by policy."""
+def _draw(axes: Sequence[Axes], policies: dict[str, list[Figures]], x_of_words: dict[str, XOfWords], results: Figures) -> None:
+    """Cross-entropy and BLEU of `policies` on two axes; `x_of_words`: where target words are on the horizontal axis, by policy."""
     target = figures(figures(results.get("summary")).get("target"))
     look = looks(_by_policy(results))
     for axis, metric in zip(axes, METRICS, strict=True):
@@ -57,7 +60,7 @@ def _draw(axes: Sequence[Axes], policies: dict[str, list[Figures]], x_of_words: 
                 continue
             words, mean, smallest, largest = (list(column) for column in zip(*band, strict=True))
             colour, marker = look[name]
-            xs = [word * x_of_words[name] for word in words]
+            xs = [x_of_words[name](word) for word in words]
             axis.plot(xs, mean, color=colour, marker=marker, markersize=4, linewidth=1.2, label=name)
             axis.fill_between(xs, smallest, largest, color=colour, alpha=0.15, linewidth=0)
             ends.append((min(smallest), max(largest[int(BEGINNING * len(largest)) :])))
@@ -74,7 +77,7 @@ def against_words(results: Figures) -> Picture | None:
     """Cross-entropy and BLEU against words, a line for each policy."""
     policies = _by_policy(results)
     figure, axes = panels(2, 2, 4.8)
-    _draw(axes, policies, dict.fromkeys(policies, 1e-6), results)
+    _draw(axes, policies, dict.fromkeys(policies, lambda words: 1e-6 * words), results)
     if not any(axis.lines for axis in axes):
         return None
     for axis in axes:
@@ -84,13 +87,24 @@ def against_words(results: Figures) -> Picture | None:
     return finish(figure, "words", "Cross-entropy and BLEU against words", caption)
 
 
+def _phases(row: Figures) -> list[Phase]:
+    """Of an entry of "seconds"; older results have one rate for all of the run."""
+    found = []
+    for phase in entries(row.get("phases")) or [{"from_words": 0, **row}]:
+        begin, rate = number(phase.get("from_words")), number(phase.get("target_words_per_s"))
+        if begin is None or not rate:
+            return []
+        found.append(Phase(int(begin), rate))
+    return found
+
+
 @style()
 def against_seconds(results: Figures) -> Picture | None:
     """The same against predicted seconds, a row of panels for each network of the throughput results."""
-    rates: dict[str, dict[str, float]] = {}
+    rates: dict[str, dict[str, XOfWords]] = {}
     for row in rows_of(results, "seconds"):
-        if seconds_a_word := ratio(1, row.get("target_words_per_s")):
-            rates.setdefault(shorten(row.get("rates")), {})[shorten(row.get("name"))] = seconds_a_word
+        if phases := _phases(row):
+            rates.setdefault(shorten(row.get("rates")), {})[shorten(row.get("name"))] = partial(seconds_to, phases=phases)
     rates = dict(list(rates.items())[:MOST_COLUMNS])
     policies = _by_policy(results)
     if not rates:

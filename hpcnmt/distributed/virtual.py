@@ -93,6 +93,7 @@ class _Worker:
     words: int = 0  # global target words known when the replica was swapped in
     arrived: Tensor | None = None  # overlap 1: the replica of the exchange that is complete
     in_flight: bool = False
+    overlaps: bool = False  # whether the exchange of the window that was begun last runs beside the next one
     blocked: Callable[[], None] | None = None  # what goes on when the exchange in flight is complete
 
     def pull(self) -> None:
@@ -159,7 +160,8 @@ class VirtualCluster:
         heapq.heappush(self._events, (self.now_s + delay_s, worker, self._count, action))
 
     def _begin_window(self, index: int) -> None:
-        delay = self.config.delay_at(self.workers[index].words)
+        worker = self.workers[index]
+        delay, worker.overlaps = self.config.delay_at(worker.words), self.config.overlaps_at(worker.words)
         self._go_on(index, [max(self._random.gauss(1.0, self.clock.batch_spread), 0.1) for _ in range(delay)], [])
 
     def _go_on(self, index: int, times: list[float], done: list[BatchCounts]) -> None:
@@ -223,7 +225,7 @@ class VirtualCluster:
     def _send(self, index: int, gradient: Tensor, header: PushHeader) -> None:
         worker = self.workers[index]
         computed_on = worker.versions
-        if self.config.overlap:
+        if worker.overlaps:
             if worker.arrived is not None:
                 worker.replica, worker.arrived = worker.arrived, None
                 worker.swapped_in()
@@ -239,7 +241,7 @@ class VirtualCluster:
     def _pulled(self, index: int) -> None:
         worker = self.workers[index]
         worker.in_flight = False
-        if self.config.overlap:
+        if worker.overlaps:
             worker.arrived = torch.empty_like(worker.replica)
             worker.exchange.pull(worker.arrived)
             blocked, worker.blocked = worker.blocked, None

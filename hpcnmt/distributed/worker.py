@@ -4,6 +4,7 @@
 What a window does depends on the global words known when its replica was swapped in, never on an exchange that is still under way.
 `overlap 0`: waits for its own push and a fresh replica (the order of Bogoychev et al. 2018). `overlap 1`: exactly one window late, before
 push k+1 the exchange k is complete on ALL shards and swapped in. Both are deterministic for one worker and one shard.
+`overlap_from_words` goes from the one to the other between two windows.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ class WorkerConfig:
     """Steps of the worker's own on its replica between pulls."""
     delay_ramp_words: int = 0
     """Global target words over which tau grows from 1 to `delay` in equal steps; 0 = `delay` from the start."""
+    overlap_from_words: int = 0
+    """Global target words from which on `overlap` 1 acts; before, windows wait for their exchange as with 0. 0 = from the start."""
 
     def __post_init__(self) -> None:
         if self.delay < 1:
@@ -44,6 +47,10 @@ class WorkerConfig:
             raise ValueError("worker.delay_ramp_words has no effect with worker.delay=1: remove it, or set worker.delay to 2 or more")
         if self.overlap not in (0, 1):
             raise ValueError(f"worker.overlap is {self.overlap}, expected 0 or 1")
+        if self.overlap_from_words < 0:
+            raise ValueError(f"worker.overlap_from_words is {self.overlap_from_words}, expected 0 (from the start) or a positive number")
+        if self.overlap_from_words and not self.overlap:
+            raise ValueError("worker.overlap_from_words has no effect with worker.overlap=0: remove it, or set worker.overlap to 1")
         if self.clip_norm < 0:
             raise ValueError(f"worker.clip_norm is {self.clip_norm}, expected 0 (off) or a positive norm")
         self._check_local()
@@ -83,6 +90,10 @@ class WorkerConfig:
         if global_words >= self.delay_ramp_words:
             return self.delay
         return 1 + (self.delay - 1) * global_words // self.delay_ramp_words
+
+    def overlaps_at(self, global_words: int) -> bool:
+        """Whether the exchange of a window that begins at `global_words` runs beside the next one."""
+        return self.overlap == 1 and global_words >= self.overlap_from_words
 
 
 @dataclass(frozen=True)
@@ -160,7 +171,7 @@ class WorkerLoop:
         Where data ends, the last window is of fewer batches; one of 0 target words pushes nothing and means that no data is left. A window
         with a non-finite gradient is dropped: nothing is pushed, and a fresh replica takes the place of the old one.
         """
-        computed_on = self.replica_versions
+        computed_on, overlaps = self.replica_versions, self.config.overlaps_at(self.replica_words)
         total = window_counts(self._batch, self.config.delay_at(self.replica_words))
         self.complete()  # the exchange of the window before is complete on all shards from here on
         if not total.target_words:
@@ -175,11 +186,11 @@ class WorkerLoop:
             return total
         header = PushHeader(Kind.GRADIENT, total.target_words, total.source_words, total.sentences, total.loss_sum)
         self._pending = self._helper.submit(self._exchange, header, computed_on)
-        if self.config.local.mode == "compensate":
+        if not overlaps:
+            self.complete()
+        elif self.config.local.mode == "compensate":
             with self.exchange.activity("step"):
                 self.sum.compensate(self.replica, self._packed, total.target_words, self.replica_words)
-        if not self.config.overlap:
-            self.complete()
         return total
 
     def _batch(self) -> BatchCounts | None:

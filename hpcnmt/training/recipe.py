@@ -102,7 +102,7 @@ class Recipe:
         return UpdateConfig(self.optimizer, self.schedule, self.training.ema_alpha)
 
 
-_ENGINE = ("training.ring_slots", "training.wire", "worker.overlap", "worker.local", "shard")
+_ENGINE = ("training.ring_slots", "training.wire", "worker.overlap", "worker.overlap_from_words", "worker.local", "shard")
 WITHOUT_EFFECT = {
     ("model.type", "gru"): ("model.heads", "model.feedforward_dim", "model.encoder_layers", "model.decoder_layers"),
     ("model.type", "transformer"): ("model.hidden_dim", "model.layer_norm"),

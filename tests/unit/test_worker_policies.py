@@ -44,6 +44,10 @@ OVERLAPPED |= {
     "compensate": WorkerConfig(1, 1, local=LocalConfig("compensate")), "compensate_2": WorkerConfig(2, 1, local=LocalConfig("compensate")),
     "compensate_ramp": WorkerConfig(3, 1, local=LocalConfig("compensate", learning_rate_factor=0.5), delay_ramp_words=300),
 }  # fmt: skip
+LATER_OVERLAPPED = {
+    "delay_1": WorkerConfig(1, 1, overlap_from_words=100), "with_ramp": WorkerConfig(3, 1, delay_ramp_words=300, overlap_from_words=150),
+    "compensate": WorkerConfig(2, 1, local=LocalConfig("compensate"), overlap_from_words=150),
+}  # fmt: skip
 
 
 def real_loop(config: WorkerConfig, windows: int = WINDOWS) -> WorkerLoop:
@@ -88,10 +92,18 @@ def test_one_worker_and_one_shard_equal_the_loop_by_hand_bit_for_bit(name: str) 
     assert torch.equal(real_loop(POLICIES[name]).replica, by_hand(POLICIES[name], WINDOWS)[0])
 
 
-@pytest.mark.parametrize("name", [*POLICIES, *OVERLAPPED])
-def test_virtual_time_equals_the_real_loop_bit_for_bit(name: str) -> None:
-    config = (POLICIES | OVERLAPPED)[name]
+@pytest.mark.parametrize("config", [*POLICIES.values(), *OVERLAPPED.values(), *LATER_OVERLAPPED.values()])
+def test_virtual_time_equals_the_real_loop_bit_for_bit(config: WorkerConfig) -> None:
     assert torch.equal(real_loop(config).replica, virtual(config))
+
+
+@pytest.mark.parametrize("name", LATER_OVERLAPPED)
+def test_overlap_that_begins_later_is_none_before_and_the_whole_one_after(name: str) -> None:
+    config = LATER_OVERLAPPED[name]
+    ends = {from_words: real_loop(replace(config, overlap_from_words=from_words)).replica for from_words in (0, 10**9)}
+    assert torch.equal(ends[10**9], real_loop(replace(config, overlap=0, overlap_from_words=0, local=LocalConfig())).replica)
+    later = real_loop(config).replica
+    assert not torch.equal(later, ends[0]) and not torch.equal(later, ends[10**9])
 
 
 @pytest.mark.parametrize("name", WRITTEN_BACK)
@@ -203,6 +215,8 @@ def test_virtual_time_drops_a_window_with_a_nan_as_the_real_loop_does(overlap: i
         ({"local": LocalConfig("compensate")}, "compensate has no effect with worker.overlap=0"),
         ({"overlap": 1, "local": LocalConfig("always", write_back=True)}, "write_back=true with worker.overlap=1, expected"),
         ({"delay": 2, "delay_ramp_words": -1}, "delay_ramp_words is -1"),
+        ({"overlap_from_words": 100}, "overlap_from_words has no effect with worker.overlap=0"),
+        ({"overlap": 1, "overlap_from_words": -1}, "overlap_from_words is -1"),
         ({"delay": 3, "delay_ramp_words": 1000, "local": LocalConfig("warmup", warmup_words=500)}, "keeps windows at one batch"),
     ],
 )

@@ -16,7 +16,7 @@ from sacrebleu.significance import PairedTest
 from hpcnmt.bench.ablation_summary import summarize, targets, unequal_trials, without_rate
 from hpcnmt.bench.crossing import crossing
 from hpcnmt.bench.grid import Grid, Policy, Target
-from hpcnmt.bench.rates import Column, read_columns
+from hpcnmt.bench.rates import Column, Phase, read_columns, seconds_to
 from hpcnmt.bench.seeds import T_975, difference
 from hpcnmt.bench.significance import QUANTILES, pooled_interval, quantiles, resampled_scores
 
@@ -121,6 +121,26 @@ def test_seconds_are_words_by_the_rate_of_the_same_setting() -> None:
     found_rates = {name: (entry["throughput"], entry["seconds_to_bleu"], entry["ratio_bleu"]) for name, entry in entries.items()}
     assert found_rates == {"base": ("a", 40.0, 1.0), "other": ("a", 30.0, 0.75), "sync": ("fast", 60.0, 1.5), "one": ("off", 30.0, 0.75)}
     assert without_rate(summary, [column]) == ["large (1gbit)", "tau4 (1gbit)"]
+
+
+def test_a_policy_that_changes_within_a_run_has_the_rates_of_its_phases() -> None:
+    rates = {
+        "slow": rate("async", 10.0), "lap": rate("async", 20.0, overlap=1), "fast": rate("async", 40.0, delay=2, overlap=1),
+        "faster": rate("async", 80.0, delay=3, overlap=1), "sync": rate("sync", 5.0, delay=2),
+    }  # fmt: skip
+    late = {"delay": 3, "overlap": 1, "delay_ramp_words": 200, "overlap_from_words": 50}
+    found = points(
+        point("base", 1, 9, 8, 7, 6), point("late", 1, 9, 8, 7, 6, **late),
+        point("gap", 1, 9, 8, 7, 6, **late | {"overlap_from_words": 150}),
+        point("sync", 1, 9, 8, 7, 6, mode="sync-equivalent", delay=2, delay_ramp_words=200),
+    )  # fmt: skip
+    summary = summarize(found, GRID, [Column("1gbit", rates)])
+    entry = {entry["name"]: entry for entry in summary["seconds"]}["late"]
+    assert [(phase["from_words"], phase["target_words_per_s"]) for phase in entry["phases"]] == [(0, 10), (50, 20), (100, 40), (200, 80)]
+    assert entry["throughput"] == "slow, then lap, then fast, then faster"
+    assert entry["seconds_to_cross_entropy"] == 50 / 10 + 50 / 20 + 100 / 40 + 200 / 80 == 400 / entry["target_words_per_s"]
+    assert [seconds_to(words, [Phase(0, 10.0), Phase(50, 20.0)]) for words in (20, 50, 70)] == [2.0, 5.0, 6.0]
+    assert without_rate(summary, [Column("1gbit", rates)]) == ["gap (1gbit)", "sync (1gbit)"]  # no rate without overlap at delay 2
 
 
 def test_networks_and_batches_have_columns_of_their_own(tmp_path: Path) -> None:
