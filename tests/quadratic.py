@@ -18,7 +18,9 @@ from hpcnmt.optim.window import GradientWindow
 SIZE = 1003
 SCHEDULE = ScheduleConfig(learning_rate=0.05, warmup_words=200, reference_words=20)
 UPDATE = UpdateConfig(AdamConfig(), SCHEDULE)
-HYBRID = ShardPolicy(buffer_pushes=4, damp_staleness=True)
+POLICIES = {
+    "plain": ShardPolicy(), "hybrid": ShardPolicy(buffer_pushes=4, damp_staleness=True), "lockstep": ShardPolicy(lockstep_words=300),
+}  # fmt: skip
 
 
 def initial() -> Tensor:

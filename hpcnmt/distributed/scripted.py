@@ -77,14 +77,15 @@ class Script:
         shard, layout = self.world.shards[index], self.world.layout
         control = shard.memory.control
         blocks = [layout.worker_block(worker) for worker in range(layout.workers)]
-        snapshot = int(control[SNAPSHOT])
+        snapshot, policy = int(control[SNAPSHOT]), shard.config.policy
+        sums = policy.buffer_pushes > 1 or policy.lockstep_words
         published = {"published": self._published(index)} if self._has_local else {}
         return published | {
             "version": shard.version, "words": shard.words, "flags": [int(control[b + FLAG]) for b in blocks],
             "applied": [int(control[b + APPLIED]) for b in blocks], "held": sorted(shard.marked),
             "snapshot": "final" if snapshot == FINAL_SNAPSHOT else snapshot, "cancelled": int(control[CANCELLED]),
             "staleness": [[k, v] for k, v in sorted(shard.staleness.items())],
-        } | ({"buffered": shard.buffer.pushes, "stepped_words": shard.update.words} if shard.config.policy.buffer_pushes > 1 else {})
+        } | ({"buffered": shard.buffer.pushes, "stepped_words": shard.update.words} if sums else {})
         # fmt: skip
 
     def _published(self, index: int) -> list[float]:

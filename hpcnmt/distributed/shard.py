@@ -13,6 +13,8 @@ A shard that had published the cancelled cut already keeps it unread: worker 0 r
 Words are counted twice: `words`, all that was received, is what others see and what cuts stand on, for it is the same on all shards once
 the same pushes are applied; `update.words`, what the optimizer has stepped by, lags by the pushes in the buffer (policy.py). A cut leaves
 a partial buffer as it is, and its snapshot does not hold these pushes; after the last farewell the rest is stepped.
+In lockstep (policy.py) the pushes of an update are acknowledged together, once it is made; a cut is raised before these acknowledgements,
+so that all workers mark their next push, and the cut stands between two updates.
 A write-back takes the worker's part of the slice as it is in the worker's replica, and so discards what others pushed there since. It is a
 new version, because it changes what is published, but no optimizer step: it counts no words, and staleness counts steps only.
 Run by `mpi.py`, or in one process (transport.py).
@@ -88,6 +90,9 @@ class Shard:
         self.cuts: list[tuple[int, int]] = []  # (number, global target words) of every snapshot
         self.write_backs: list[int] = []  # the versions that are write-backs, in order
         self._next_worker = 0
+        self._taken = [0] * layout.workers  # the last message of every worker that was applied, or stands in the buffer
+        self._in_lockstep = False  # whether the update that is being summed, or was made last, waits for a push of every worker
+        self._waiting: list[int] = []  # workers whose push will be acknowledged with the update
         self.activity = Activity("shard", index)
         self.progress: Callable[[], None] = lambda: None
         """Called again and again during an update, so that the transfers of other workers move on meanwhile."""
@@ -102,9 +107,13 @@ class Shard:
         return self.version - version - (len(self.write_backs) - bisect_right(self.write_backs, version))
 
     @property
+    def _workers_left(self) -> int:
+        return self.layout.workers - len(self.departed)
+
+    @property
     def finished(self) -> bool:
         """True once every worker has said farewell."""
-        return len(self.departed) == self.layout.workers
+        return not self._workers_left
 
     def serve_once(self) -> bool:
         """Applies at most one push of every worker; returns whether anything was done."""
@@ -114,18 +123,27 @@ class Shard:
             worker = (first + step) % self.layout.workers
             block = self.layout.worker_block(worker)
             sequence = int(control[block + FLAG])
-            if sequence == int(control[block + APPLIED]) or worker in self.marked:
+            if sequence == self._taken[worker] or worker in self.marked:
                 continue
             if int(control[block + HEAD]) != sequence or int(control[block + TAIL]) != sequence:
                 continue  # the flag ran ahead of the header: look again
             header = PushHeader.unpack([int(w) for w in control[block + MESSAGE : block + TAIL]])
             self._apply(worker, sequence, header)
-            control[block + APPLIED] = sequence
+            self._taken[worker] = sequence
+            if self._in_lockstep and header.kind == Kind.GRADIENT:
+                self._waiting.append(worker)
+            else:
+                self._acknowledge(worker)
             self._next_worker = (worker + 1) % self.layout.workers
             worked = True
             self._after(worker, header)
+            while self._waiting and not self.buffer.pushes:
+                self._acknowledge(self._waiting.pop())
             self.progress()
         return worked
+
+    def _acknowledge(self, worker: int) -> None:
+        self.memory.control[self.layout.worker_block(worker) + APPLIED] = self._taken[worker]
 
     def _apply(self, worker: int, sequence: int, header: PushHeader) -> None:
         control = self.memory.control
@@ -163,11 +181,14 @@ class Shard:
 
     def apply_gradient(self, gradient_sum: Tensor, target_words: int, staleness: int) -> None:
         """Takes a summed gradient [slice], `staleness` steps old; version v+1 if a step is due. Replay calls it without a message."""
+        if not self.buffer.pushes:
+            self._in_lockstep = self.words < self.config.policy.lockstep_words
+        due = self._workers_left if self._in_lockstep else self.config.policy.buffer_pushes
         self.words += target_words
-        self._step(self.buffer.add(gradient_sum, target_words, staleness, self.progress))
+        self._step(self.buffer.add(gradient_sum, target_words, staleness, self.progress, due))
 
     def step_rest(self) -> None:
-        """Version v+1 by the pushes that are left in the buffer, if any: the end of a run."""
+        """Version v+1 by the pushes that are left in the buffer, if any: the end of a run, or of a worker that others wait for."""
         self._step(self.buffer.rest())
         self.memory.control[VERSION] = self.version
 
@@ -203,6 +224,8 @@ class Shard:
         if header.kind == Kind.FAREWELL:
             self.departed.add(worker)
             control[FAREWELLS] = len(self.departed)
+            if self._in_lockstep and self.buffer.pushes >= self._workers_left:
+                self.step_rest()
         self.cut = max(self.cut, header.cut)
         closed = max(int(control[SNAPSHOT]), int(control[CANCELLED]))
         if header.cut == self.cut > closed:
@@ -215,6 +238,7 @@ class Shard:
             self._publish(FINAL_SNAPSHOT)
         due = self.config.cut_words and self.words >= self.next_cut_words and self.snapshot_read == int(control[SNAPSHOT])
         all_heard = len(self.heard | self.departed) == self.layout.workers
+        due = due and not (self._in_lockstep and self.buffer.pushes)
         if self.index == 0 and due and all_heard and int(control[CUT]) == max(int(control[SNAPSHOT]), int(control[CANCELLED])):
             control[CUT] += 1
             self.cut_raised_s = self.clock()

@@ -15,6 +15,7 @@ import heapq
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -118,6 +119,7 @@ class VirtualCluster:
         self._gradient = torch.zeros_like(initial) if gradient is None else gradient
         self._events: list[tuple[float, int, int, Callable[[], None]]] = []
         self._count = 0
+        self._waiting: list[int] = []  # workers whose push is not acknowledged yet
         # One accumulator serves all where windows are computed one after the other; write-backs of others come in between.
         shared = local_of is not None and config.local.mode != "compensate" and not config.local.write_back
         accumulator = torch.zeros_like(initial) if shared else None
@@ -235,8 +237,15 @@ class VirtualCluster:
         self._schedule(self.clock.transfer_s, index, lambda: self._pushed(index, gradient, header, computed_on))
 
     def _pushed(self, index: int, gradient: Tensor, header: PushHeader, computed_on: list[int]) -> None:
-        self.workers[index].exchange.push(gradient, header, computed_on)
-        self._schedule(self.clock.transfer_s, index, lambda: self._pulled(index))
+        self.workers[index].exchange.start_push(gradient, header, computed_on)
+        self.shards.serve()
+        self._waiting.append(index)
+        for other in [other for other in self._waiting if self._is_applied(other)]:  # in lockstep all of an update at once
+            self._waiting.remove(other)
+            self._schedule(self.clock.transfer_s, other, partial(self._pulled, other))
+
+    def _is_applied(self, index: int) -> bool:
+        return all(self.workers[index].exchange.is_applied(shard) for shard in range(self.shards.layout.shards))
 
     def _pulled(self, index: int) -> None:
         worker = self.workers[index]

@@ -41,7 +41,8 @@ def main() -> None:
     if rank >= workers:
         if rank == fail_rank:
             raise ValueError(f"planted failure on rank {rank}")
-        shard = windows.serve(ShardConfig(quadratic.UPDATE, policy=quadratic.HYBRID if "hybrid" in sys.argv else ShardPolicy()))
+        policy = next((policy for name, policy in quadratic.POLICIES.items() if name in sys.argv), ShardPolicy())
+        shard = windows.serve(ShardConfig(quadratic.UPDATE, policy=policy))
         report(shard=rank, words=shard.words, version=shard.version, log=shard.log)
     else:
         replica, accumulator = quadratic.initial(), torch.zeros(quadratic.SIZE)

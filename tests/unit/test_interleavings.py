@@ -112,6 +112,15 @@ SCRIPTS = {
     "hybrid_farewell_with_a_partial_buffer": (
         "push 0|push 1|serve 0|pull 0|serve 1|push 0|serve 1|serve 0|farewell 1|serve 0|serve 1|farewell 0|serve 1|serve 0"
     ),
+    # Updates by one push of each: nobody is acknowledged before. The second one raises the cut, both mark their push of the third.
+    "lockstep_cut": (
+        "push 0|serve 0|serve 1|push 1|serve 1|serve 0|pull 0|pull 1|push 1|serve 0|serve 1|push 0|serve 0|serve 1|pull 0|pull 1|push 0|"
+        "serve 0|serve 1|push 1|serve 1|serve 0|read 0"
+    ),
+    # Worker 0 waits for worker 1, which leaves: the update is made by what is there, and the next ones are those of worker 0 alone.
+    "lockstep_farewell": (
+        "push 1|push 0|serve 1|serve 0|pull 0|pull 1|push 0|serve 0|serve 1|farewell 1|serve 1|serve 0|pull 0|push 0|serve 0|serve 1"
+    ),
     "flag_before_header": "flag_first 1|serve 0|serve 1|push 1|serve 0|serve 1",
     "slow_worker_is_stale": (
         "push 0|serve 0|serve 1|pull 0|push 0|serve 0|serve 1|pull 0|push 0|serve 0|serve 1|push 1|serve 1|serve 0"
@@ -119,13 +128,16 @@ SCRIPTS = {
 }
 
 
-BUFFERS = {"hybrid_cut_with_a_partial_buffer": 3, "hybrid_farewell_with_a_partial_buffer": 2}
+SCRIPT_POLICIES = {
+    "hybrid_cut_with_a_partial_buffer": ShardPolicy(3), "hybrid_farewell_with_a_partial_buffer": ShardPolicy(2),
+    "lockstep_cut": ShardPolicy(lockstep_words=60), "lockstep_farewell": ShardPolicy(lockstep_words=1000),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_golden_trace(name: str) -> None:
     layout = Layout(quadratic.SIZE, 2, 2)
-    policy = ShardPolicy(BUFFERS.get(name, 1))
+    policy = SCRIPT_POLICIES.get(name, ShardPolicy())
     config = ShardConfig(quadratic.UPDATE, cut_words=30 if "cut" in name else 0, cut_deadline_s=60.0, policy=policy)
     trace = Script(layout, config, quadratic.gradients(2), quadratic.initial()).run(SCRIPTS[name].split("|"))
     assert len({json.dumps([s["words"], s["applied"]]) for s in trace[-1]["shards"]}) == 1  # every push applied once on both shards

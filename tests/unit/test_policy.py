@@ -64,10 +64,10 @@ def test_a_partial_buffer_is_stepped_at_the_end_by_its_words() -> None:
     assert (world.shards[0].version, world.shards[0].update.words) == (3, update.words)
 
 
-POLICIES = [ShardPolicy(3), ShardPolicy(damp_staleness=True), ShardPolicy(4, True, 0.05)]
+POLICIES = [ShardPolicy(3), ShardPolicy(damp_staleness=True), ShardPolicy(4, True, 0.05), ShardPolicy(2, lockstep_words=200)]
 
 
-@pytest.mark.parametrize("shard_policy", POLICIES, ids=["buffer", "damping", "all"])
+@pytest.mark.parametrize("shard_policy", POLICIES, ids=["buffer", "damping", "all", "lockstep"])
 @pytest.mark.parametrize("overlap", [0, 1])
 def test_a_log_replays_bit_for_bit(shard_policy: ShardPolicy, overlap: int) -> None:
     world = trained(3, 2, shard_policy, WorkerConfig(overlap=overlap), 41)
@@ -76,6 +76,34 @@ def test_a_log_replays_bit_for_bit(shard_policy: ShardPolicy, overlap: int) -> N
     assert torch.equal(again, parameters(world))
     plain = replay(logs, world.layout, ShardConfig(quadratic.UPDATE), quadratic.gradients(3), quadratic.initial()) if overlap else None
     assert plain is None or not torch.equal(again, plain)
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+def test_lockstep_is_synchronous_training_bit_for_bit_and_ends_by_words(shards: int) -> None:
+    workers, policy_of_start = 3, ShardPolicy(lockstep_words=500)
+    world = trained(workers, shards, policy_of_start, WorkerConfig(clip_norm=0.0), 60)
+    log, rounds, words, before = world.shards[0].log, 0, 0, 0
+    replica, update, gradient_of = quadratic.initial(), Update(SIZE, quadratic.UPDATE), quadratic.gradients(workers)
+    while words < policy_of_start.lockstep_words:
+        pushes, total, before = log[rounds * workers : (rounds + 1) * workers], torch.zeros(SIZE), words
+        assert {worker for worker, _, _ in pushes} == set(range(workers)) and {version for _, _, version in pushes} == {rounds}
+        for worker, _, _ in pushes:
+            counts = gradient_of(worker, replica, total)
+            words += counts.target_words if counts else 0
+        update.apply(replica, total, words - before)
+        rounds += 1
+    again = trained(workers, shards, policy_of_start, WorkerConfig(clip_norm=0.0), rounds * workers)
+    assert torch.equal(parameters(again), replica) and again.shards[0].words == words
+    assert world.shards[0].version == rounds + len(log) - rounds * workers  # every push is a step afterwards
+    assert world.shards[0].staleness[0] >= rounds * workers and max(world.shards[0].staleness) > 0
+
+
+def test_after_lockstep_the_buffer_rules() -> None:
+    shard = trained(3, 1, ShardPolicy(2, lockstep_words=200), WorkerConfig(), 40).shards[0]
+    versions = [version for _, _, version in shard.log]
+    rounds = next(index for index in range(40) if len({*versions[3 * index : 3 * index + 3]}) > 1 or versions[3 * index] != index)
+    assert rounds > 2 and shard.words == shard.update.words
+    assert abs(shard.version - rounds - (len(shard.log) - 3 * rounds) / 2) <= 1
 
 
 @pytest.mark.parametrize("overlap", [0, 1])
@@ -87,7 +115,7 @@ def test_damping_leaves_pushes_that_are_at_most_one_step_old(overlap: int) -> No
 @given(st.lists(st.tuples(st.integers(1, 10_000), st.integers(0, 40)), min_size=1, max_size=6))
 def test_an_update_is_damped_by_the_mean_over_its_words(pushes: list[tuple[int, int]]) -> None:
     buffer, gradient = PushBuffer(5, ShardPolicy(len(pushes), damp_staleness=True)), torch.ones(5)
-    steps = [buffer.add(gradient, words, staleness, lambda: None) for words, staleness in pushes]
+    steps = [buffer.add(gradient, words, staleness, lambda: None, len(pushes)) for words, staleness in pushes]
     last, total = steps.pop(), sum(words for words, _ in pushes)
     assert steps == [None] * len(steps) and last is not None and last.target_words == total
     assert last.rate_factor == pytest.approx(sum(words / max(1, staleness) for words, staleness in pushes) / total)
@@ -134,14 +162,14 @@ def test_a_shard_clips_what_comes_over_a_rounding_wire() -> None:
 def test_a_buffer_sums_half_precision_pushes_in_full_piece_by_piece(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(policy, "PIECE_ELEMENTS", 100)
     buffer, pushes, calls = PushBuffer(SIZE, ShardPolicy(3)), torch.randn(3, SIZE).bfloat16(), []
-    step = [buffer.add(push, 10, 0, lambda: calls.append(1)) for push in pushes][-1]
+    step = [buffer.add(push, 10, 0, lambda: calls.append(1), 3) for push in pushes][-1]
     assert step is not None and len(calls) == 3 * 11
     assert torch.equal(step.gradient_sum, pushes[0].float() + pushes[1].float() + pushes[2].float())
 
 
 def test_without_policies_the_step_reads_the_inbox_at_once() -> None:
     buffer, gradient = PushBuffer(5, ShardPolicy()), torch.ones(5)
-    step = buffer.add(gradient, 7, 3, lambda: pytest.fail("a pass over the gradient"))
+    step = buffer.add(gradient, 7, 3, lambda: pytest.fail("a pass over the gradient"), 1)
     assert step is not None and step.gradient_sum is gradient and (step.target_words, step.rate_factor) == (7, 1.0)
 
 
