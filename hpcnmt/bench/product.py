@@ -32,10 +32,11 @@ def read_kind(path: Path, kind: str) -> Figures:
 
 
 def matching(points: Mapping[str, Figures], wanted: Mapping[str, Any]) -> dict[str, Figures]:
-    """The throughput points that have the settings `wanted`, and no straggler."""
+    """The throughput points that have the settings `wanted`, no straggler, and no lockstep unless it is wanted."""
+    usual: dict[str, Any] = {"lockstep": False, "straggler": 1.0}  # of points that do not say
     return {
         key: point for key, point in points.items()
-        if all(point["settings"].get(name) == value for name, value in wanted.items()) and point["settings"].get("straggler", 1.0) == 1.0
+        if all((usual | point["settings"]).get(name) == value for name, value in (usual | dict(wanted)).items())
     }  # fmt: skip
 
 

@@ -1,9 +1,9 @@
 """Words per second of a policy, looked up in results of throughput with simulated compute: a column for each network and time of a batch.
 
 A policy of virtual time has the rate of the asynchronous point with its workers, delay, overlap and wire; sync-equivalent that of the
-fastest synchronous baseline with its workers and delay; plain that of one worker without communication. Where delay or overlap change
-within a run, each phase has a rate of its own. A rate of simulated compute stands for other machines: seconds made with it are
-predictions, and say so. Used by ablation.py, ablation_summary.py and report_ablation.py.
+fastest synchronous baseline with its workers and delay; plain that of one worker without communication. Where delay or overlap change, or
+lockstep ends, within a run, each phase has a rate of its own. A rate of simulated compute stands for other machines: seconds made with
+it are predictions, and say so. Used by ablation.py, ablation_summary.py and report_ablation.py.
 """
 
 from __future__ import annotations
@@ -61,19 +61,21 @@ class Column:
 
 
 def phase_settings(settings: Figures) -> list[tuple[int, Figures]]:
-    """(global target words from which on, settings) of every phase of a policy, within which delay and overlap stay as they are.
+    """(global target words from which on, settings) of every phase of a policy, within which delay, overlap and lockstep do not change.
 
     None for synchronous workers whose delay grows: one process that stands for them grows it in other steps.
     """
-    ramp, overlap_from = (int(settings.get(name, 0)) for name in GROWING)
-    if not ramp and not overlap_from:
+    ramp, overlap_from, lockstep = (int(settings.get(name, 0)) for name in GROWING)
+    if not (ramp or overlap_from or lockstep):
         return [(0, settings)]
     if settings["mode"] == "sync-equivalent":
         return []
     config = WorkerConfig(settings["delay"], settings["overlap"], delay_ramp_words=ramp, overlap_from_words=overlap_from)
     steps = [-(-step * ramp // (config.delay - 1)) for step in range(1, config.delay)] if ramp else []
-    begins = sorted({0, overlap_from, *steps})
-    return [(words, settings | {"delay": config.delay_at(words), "overlap": int(config.overlaps_at(words))}) for words in begins]
+    return [
+        (words, settings | {"delay": config.delay_at(words), "overlap": int(config.overlaps_at(words)), "lockstep": words < lockstep})
+        for words in sorted({0, overlap_from, lockstep, *steps})
+    ]
 
 
 def rate_settings(settings: Figures) -> dict[str, Any]:
@@ -83,7 +85,8 @@ def rate_settings(settings: Figures) -> dict[str, Any]:
     shared = {name: settings[name] for name in ("workers", "delay")}
     if settings["mode"] == "sync-equivalent":
         return {"mode": "sync"} | shared
-    return {"mode": "async"} | shared | {name: settings[name] for name in ("overlap", "wire")}
+    lockstep = {"lockstep": settings.get("lockstep", False)}
+    return {"mode": "async"} | shared | {name: settings[name] for name in ("overlap", "wire")} | lockstep
 
 
 def read_columns(paths: Sequence[Path]) -> list[Column]:

@@ -22,8 +22,8 @@ from hpcnmt.training.recipe import Recipe, build_recipe
 from hpcnmt.training.run_folder import RunFolder
 from hpcnmt.training.setup import check_sizes
 
-GROWING = ("delay_ramp_words", "overlap_from_words")
-"""Options of `worker` by which delay and overlap change within a run."""
+GROWING = ("delay_ramp_words", "overlap_from_words", "lockstep_words")
+"""Options of `worker` and `shard` by which delay, overlap and lockstep change within a run."""
 OWN_OPTIONS = {
     "training.mode": "it is the benchmark's", "training.seed": "use --seeds", "loader.seed": "use --seeds", "clock.seed": "use --seeds",
 }  # fmt: skip
@@ -63,11 +63,12 @@ class Run:
     def identity(self) -> dict[str, Any]:
         """The settings of the point that the run becomes."""
         worker, training = self.recipe.worker, self.recipe.training
+        growing = dict(zip(GROWING, (worker.delay_ramp_words, worker.overlap_from_words, self.recipe.shard.lockstep_words), strict=True))
         return {
             "name": self.name, "mode": self.mode, "workers": self.workers, "shards": self.shards, "seed": training.seed,
             "delay": worker.delay, "overlap": worker.overlap, "wire": training.wire, "parameters": self.parameters,
             "set": list(self.settings),
-        } | {name: value for name in GROWING if (value := getattr(worker, name))} | dict(self.stands_for)  # fmt: skip
+        } | {name: value for name, value in growing.items() if value} | dict(self.stands_for)  # fmt: skip
 
     def command(self, launcher: str) -> list[str]:
         """`hpcnmt train ...`, started by `launcher` where the run needs ranks and there is one."""

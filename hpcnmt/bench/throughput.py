@@ -48,6 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--delay", default="1", help="tau, comma-separated")
     parser.add_argument("--wire", default="fp32", help="fp32, bf16 or both, comma-separated (async)")
     parser.add_argument("--overlap", default="1", help="0, 1 or both, comma-separated (async)")
+    parser.add_argument("--lockstep", default="off", help="off, on or both, comma-separated (async): updates wait for all workers")
     parser.add_argument("--straggler", default="1", help="slowness of worker 0, comma-separated: 2 takes twice the time (simulated)")
     parser.add_argument(
         "--baseline", action="append", metavar="BACKEND[-LABEL][=PYTHON]",
@@ -84,7 +85,7 @@ class Variant:
         parts = [f"sync {self.label}" if p.mode == "sync" else p.mode, f"n{p.workers}"]
         parts += [f"s{p.shards}", p.wire, f"overlap{p.overlap}"] if p.mode == "async" else []
         parts += [f"tau{p.delay}", f"c{p.batch_s:g}"]
-        return " ".join(parts + ([f"straggler{p.straggler:g}"] if p.straggler != 1 else []))
+        return " ".join(parts + ["lockstep"] * p.lockstep + ([f"straggler{p.straggler:g}"] if p.straggler != 1 else []))
 
 
 def baselines(texts: list[str] | None) -> list[tuple[str, str, str]]:
@@ -105,6 +106,7 @@ def groups(arguments: argparse.Namespace) -> Iterator[list[Variant]]:
     """The variants that are measured in turns: all modes of one tau, number of workers, seconds of a batch and straggler."""
     modes = choices(arguments.mode, SIMULATED, "mode")
     wires, overlaps = choices(arguments.wire, ("fp32", "bf16"), "wire"), choices(arguments.overlap, ("0", "1"), "overlap")
+    lockstep = [text == "on" for text in choices(arguments.lockstep, ("off", "on"), "lockstep")]
     axes = (
         numbers(arguments.batch_s, float, "batch-s"), numbers(arguments.straggler, float, "straggler"),
         numbers(arguments.workers, int, "workers"), numbers(arguments.delay, int, "delay"),
@@ -117,9 +119,10 @@ def groups(arguments: argparse.Namespace) -> Iterator[list[Variant]]:
         )  # fmt: skip
         variants, hosts = [], arguments.shard_hosts or arguments.shards
         if "async" in modes:
+            engine = replace(base, mode="async", shards=arguments.shards, shard_hosts=hosts)
             variants += [
-                Variant(replace(base, mode="async", shards=arguments.shards, shard_hosts=hosts, wire=wire, overlap=int(overlap)))
-                for wire in wires for overlap in overlaps
+                Variant(replace(engine, wire=wire, overlap=int(overlap), lockstep=together))
+                for wire in wires for overlap in overlaps for together in lockstep
             ]  # fmt: skip
         if "sync" in modes:
             variants += [

@@ -23,6 +23,8 @@ from hpcnmt.optim.update import UpdateConfig
 from hpcnmt.training.trace import write_trace
 
 WARMUP_S = 2.0
+ALWAYS = 1 << 62
+"""More words than any run has."""
 Mode = Literal["async", "sync", "off"]
 
 
@@ -47,6 +49,8 @@ class Point:
     bucket_bytes: int = 8 << 20
     shard_hosts: int = 0
     """Hosts that the shards share; 0: one for each."""
+    lockstep: bool = False
+    """Mode async: every update waits for a push of each worker (shard.lockstep_words)."""
     trace: str = ""
     """Folder for the spans of every rank, as `hpcnmt trace --run FOLDER` reads them; empty: none."""
 
@@ -118,6 +122,7 @@ def run_async(point: Point) -> None:
     from hpcnmt.distributed.exchange import Exchange
     from hpcnmt.distributed.layout import Layout, default_ring_slots
     from hpcnmt.distributed.mpi import MpiWindows, check_memory, check_world, ranks_of_this_host
+    from hpcnmt.distributed.policy import ShardPolicy
     from hpcnmt.distributed.shard import ShardConfig
     from hpcnmt.distributed.worker import WorkerLoop
 
@@ -130,7 +135,7 @@ def run_async(point: Point) -> None:
     activity = point.activity(role, index)
     windows = MpiWindows(layout, DeadlineConfig(), activity)
     if rank >= point.workers:
-        shard = windows.serve(ShardConfig(UpdateConfig()))
+        shard = windows.serve(ShardConfig(UpdateConfig(), policy=ShardPolicy(lockstep_words=ALWAYS if point.lockstep else 0)))
         _print(
             shard=shard.index, staleness={str(k): v for k, v in sorted(shard.staleness.items())}, apply_s=shard.activity.seconds["apply"]
         )

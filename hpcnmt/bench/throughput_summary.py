@@ -32,8 +32,9 @@ def ideal_ratio(
 
 
 def summarize(points: dict[str, Figures]) -> Figures:
-    """The summary of a throughput file."""
-    fair = [figures for figures in points.values() if not figures["settings"].get("oversubscribed")]
+    """The summary of a throughput file; points in lockstep are no asynchronous training, and only their rates are used (rates.py)."""
+    unfair = ("oversubscribed", "lockstep")
+    fair = [figures for figures in points.values() if not any(figures["settings"].get(name) for name in unfair)]
     summary: Figures = {"speedup": _speedup(fair), "async_to_sync": _async_to_sync(fair), "straggler": _straggler(fair)}
     return summary | {"checks": _checks(fair, summary)}
 

@@ -143,6 +143,14 @@ def test_a_policy_that_changes_within_a_run_has_the_rates_of_its_phases() -> Non
     assert without_rate(summary, [Column("1gbit", rates)]) == ["gap (1gbit)", "sync (1gbit)"]  # no rate without overlap at delay 2
 
 
+def test_lockstep_is_a_phase_with_a_rate_of_its_own() -> None:
+    rates = {"a": rate("async", 10.0), "together": rate("async", 5.0, lockstep=True)}
+    found = points(point("base", 1, 9, 8, 7, 6), point("other", 1, 9, 8, 7, 6, lockstep_words=100))
+    entries = {entry["name"]: entry for entry in summarize(found, GRID, [Column("1gbit", rates)])["seconds"]}
+    assert entries["base"]["throughput"] == "a" and entries["other"]["throughput"] == "together, then a"
+    assert entries["other"]["seconds_to_cross_entropy"] == 100 / 5 + 300 / 10
+
+
 def test_networks_and_batches_have_columns_of_their_own(tmp_path: Path) -> None:
     def file(name: str, *found: dict[str, Any]) -> Path:
         path = tmp_path / f"{name}.json"
