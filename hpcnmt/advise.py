@@ -1,7 +1,8 @@
 """`hpcnmt advise`: which betas, learning rate, tau, warm-up and buffer the published rules give for a setting, each with its source.
 
 The setting is a recipe (default: the defaults of every option) with flags put on top, or a run folder whose staleness, words of a push
-and waiting are measured. The rules and what is followed stand in advise_findings.py; here are input and output. Changes nothing.
+and waiting are measured. The rules and what is followed stand in advise_findings.py and advise_local.py; here are input and output.
+Changes nothing.
 """
 
 from __future__ import annotations
@@ -16,18 +17,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from hpcnmt.advise_findings import (
-    FIRST_LOOK,
-    Finding,
-    Setting,
-    advised_options,
-    all_findings,
-    disagreements,
-    judge,
-    number,
-    numbers_of,
-    remarks,
-)
+from hpcnmt.advise_findings import FIRST_LOOK, advised_options, all_findings, disagreements, judge, numbers_of, remarks
+from hpcnmt.advise_local import FACTOR
+from hpcnmt.advise_setting import Finding, Setting, number
 from hpcnmt.config import from_mapping, load_recipe, override
 from hpcnmt.distributed.activity import TRAINING
 from hpcnmt.training.recipe import Recipe, build_recipe
@@ -36,7 +28,7 @@ from hpcnmt.training.run_folder import RunFolder
 TABLE_COLUMNS = 150
 FLAGS = {"delay": "worker.delay", "overlap": "worker.overlap", "batch_words": "loader.batch_words"}
 """Flags that stand for options of a recipe."""
-WITHOUT_A_RECIPE = tuple(FLAGS.values()) + ("optimizer.beta1",)
+WITHOUT_A_RECIPE = (*FLAGS.values(), "optimizer.beta1", "worker.local.mode", FACTOR)
 """Options that can be advised without knowing the recipe they will be pasted to."""
 
 
@@ -104,7 +96,7 @@ def _result(setting: Setting, recipe: Recipe | None) -> dict[str, Any]:
     findings = all_findings(setting)
     judged = judge(recipe, setting) if recipe else []
     advised = advised_options(setting)
-    lines = [j.option for j in judged if not j.fits] if recipe else WITHOUT_A_RECIPE
+    lines = [j.option for j in judged if not j.fits] if recipe else [option for option in WITHOUT_A_RECIPE if option in advised]
     return {
         "setting": numbers_of(setting), "findings": [asdict(finding) for finding in findings],
         "disagreements": [asdict(disagreement) for disagreement in disagreements(setting, findings)],

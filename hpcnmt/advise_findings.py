@@ -7,8 +7,11 @@ options of `advised_options` set is judged to fit. Called by advise.py.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import fields
+from typing import Any
 
+from hpcnmt.advise_local import FACTOR, advised_local, local_findings
+from hpcnmt.advise_setting import WORTH_HIDING, Disagreement, Finding, Judgement, Setting, number
 from hpcnmt.optim import rules
 from hpcnmt.training.recipe import Recipe
 
@@ -16,8 +19,8 @@ LOWEST_BETA1 = 0.0
 """Below this nobody has tried here, whatever the rule gives."""
 BETA1_TOLERANCE = 0.1
 """Differences that no measurement has told apart yet."""
-WORTH_HIDING = 0.05
-"""Share of waiting from which a larger tau is advised."""
+FACTOR_TOLERANCE = 1.5
+"""The same for a factor."""
 STALE_BEYOND_RULE = 1.5
 WARMUP_STEP_WORDS = 1000
 USUAL_EMA_ALPHA = 1e-4
@@ -33,109 +36,9 @@ Values = dict[str, float]
 """Rule -> value."""
 
 
-@dataclass(frozen=True)
-class Setting:
-    """A run that is planned or was measured; what is not given comes from the recipe or from a rule."""
-
-    recipe: Recipe
-    workers: int
-    measured_staleness: float | None = None
-    measured_push_words: float | None = None
-    wait_share: float | None = None
-    """Share of its time (without validation) that a worker waits for its exchange."""
-    total_momentum: float = 0.9
-    """The beta1 that is best without staleness."""
-
-    def __post_init__(self) -> None:
-        if self.recipe.training.mode in ("sync", "plain"):
-            raise ValueError(f"found training.mode={self.recipe.training.mode}, which knows no staleness: advise is for async and virtual")
-        if self.workers < 1:
-            raise ValueError(f"found {self.workers} workers, expected at least 1")
-        stale = self.measured_staleness
-        if stale is not None and not 0.0 <= stale < math.inf:
-            raise ValueError(f"found staleness {stale}, expected the mean number of steps, at least 0")
-        if self.wait_share is not None and not 0.0 <= self.wait_share < 1.0:
-            raise ValueError(f"found a waiting share of {self.wait_share}, expected at least 0 and less than 1")
-        if not 0.0 <= self.total_momentum < 1.0:
-            raise ValueError(f"found momentum {self.total_momentum}, expected at least 0 and less than 1")
-
-    @property
-    def delay(self) -> int:
-        """tau, after the rule that hides the exchange."""
-        worker = self.recipe.worker
-        if worker.overlap and self.wait_share is not None and self.wait_share > WORTH_HIDING:
-            return rules.delay_to_hide(worker.delay, self.wait_share, worker.overlap)
-        return worker.delay
-
-    @property
-    def buffer_pushes(self) -> int:
-        """B, after the hybrid rule where the recipe has a buffer at all."""
-        return rules.hybrid_pushes(self.workers) if self.recipe.shard.buffer_pushes > 1 else 1
-
-    @property
-    def push_words(self) -> float:
-        """Of tau batches."""
-        planned = self.recipe.worker.delay * self.recipe.loader.batch_words
-        return (self.measured_push_words or planned) * self.delay / self.recipe.worker.delay
-
-    @property
-    def update_words(self) -> float:
-        """T."""
-        return self.buffer_pushes * self.push_words
-
-    @property
-    def expected_staleness(self) -> float:
-        """By the rule."""
-        return rules.expected_staleness(self.workers, self.recipe.worker.overlap, self.buffer_pushes)
-
-    @property
-    def staleness(self) -> float:
-        """S: measured where it is known; another B than in that run makes steps, in which it is counted, rarer or more frequent."""
-        if self.measured_staleness is None:
-            return self.expected_staleness
-        return self.measured_staleness * self.recipe.shard.buffer_pushes / self.buffer_pushes
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What one rule gives."""
-
-    rule: str
-    gives: str
-    value: float
-    formula: str
-    source: str
-    followed: bool = False
-
-
-@dataclass(frozen=True)
-class Disagreement:
-    """Rules that give different values for the same thing."""
-
-    about: str
-    sides: tuple[str, ...]
-    follows: str
-    why: str
-
-
-@dataclass(frozen=True)
-class Judgement:
-    """An option of the recipe beside what is advised."""
-
-    option: str
-    found: float
-    advised: float
-    fits: bool
-
-
-def number(value: float) -> str:
-    """Three or four digits, thousands apart: 0.15, 3.5, 400,000."""
-    return f"{value:,.0f}" if abs(value) >= 1000 or value == round(value) else f"{value:.3g}"
-
-
 def all_findings(setting: Setting) -> list[Finding]:
     """Every rule, in the order of the table."""
-    parts = (_staleness, _momentum, _learning_rate, _update_size, _warmup, _average)
+    parts = (_staleness, _momentum, _learning_rate, _update_size, local_findings, _warmup, _average)
     return [finding for part in parts for finding in part(setting)]
 
 
@@ -172,7 +75,6 @@ def _momentum(setting: Setting) -> list[Finding]:
         Finding("betas by words", "beta1", rules.beta_by_words(total, t, t_ref),
                 f"beta^(T / T_ref) = {number(total)}^({number(t)} / {number(t_ref)}); "
                 f"beta2 {rules.beta_by_words(betas.beta2, t, t_ref):.4g}", "marian-dev issue 221; arXiv 2205.10287"),
-        Finding("local optimizer", "local beta1", rules.PAPER_LOCAL_BETAS[0], f"beta2 {rules.PAPER_LOCAL_BETAS[1]}, as intended", PAPER),
     ]  # fmt: skip
 
 
@@ -229,7 +131,6 @@ def _warmup(setting: Setting) -> list[Finding]:
         Finding("untuned warm-up", "warm-up words, at least", rules.untuned_warmup_words(beta2, t),
                 f"2 T / (1 - beta2) = 2 x {number(t)} / {number(1 - beta2)}", "Ma and Yarats 2021, arXiv 1910.04209", True),
         of_the_paper("paper's warm-up", "warm-up words", rules.PAPER_WARMUP_BATCHES),
-        of_the_paper("paper's local optimizer", "words it lasts", rules.PAPER_LOCAL_BATCHES),
     ]  # fmt: skip
 
 
@@ -306,25 +207,33 @@ def _sides(values: Values, rules_of: list[str]) -> tuple[str, ...]:
     return tuple(f"{rule} {number(values[rule])}" for rule in rules_of)
 
 
-def advised_options(setting: Setting) -> dict[str, int | float]:
+def advised_options(setting: Setting) -> dict[str, int | float | str]:
     """Option -> value, of all options that the followed rules speak of."""
     recipe = setting.recipe
     return {
         "worker.delay": setting.delay, "worker.overlap": recipe.worker.overlap, "loader.batch_words": recipe.loader.batch_words,
         "optimizer.beta1": advised_beta1(setting), "schedule.warmup_words": advised_warmup_words(setting),
-        "shard.buffer_pushes": setting.buffer_pushes,
-    }  # fmt: skip
+        "shard.buffer_pushes": setting.recipe.shard.buffer_pushes if setting.in_lockstep else setting.buffer_pushes,
+    } | advised_local(setting)  # fmt: skip
 
 
 def judge(recipe: Recipe, setting: Setting) -> list[Judgement]:
     """The options of `recipe` beside those advised for `setting`."""
     judged = []
     for option, advised in advised_options(setting).items():
-        section, name = option.split(".")
-        found = getattr(getattr(recipe, section), name)
-        fits = abs(found - advised) <= (BETA1_TOLERANCE + 1e-9 if option == "optimizer.beta1" else 0)
-        judged.append(Judgement(option, found, advised, fits))
+        found: Any = recipe
+        for name in option.split("."):
+            found = getattr(found, name)
+        judged.append(Judgement(option, found, advised, _fits(option, found, advised)))
     return judged
+
+
+def _fits(option: str, found: Any, advised: Any) -> bool:
+    if option.endswith("beta1"):
+        return bool(abs(found - advised) <= BETA1_TOLERANCE + 1e-9)
+    if option == FACTOR:  # rules of thumb: half and twice the value were told apart, less was not
+        return bool(advised / FACTOR_TOLERANCE <= found <= advised * FACTOR_TOLERANCE)
+    return bool(found == advised)
 
 
 def remarks(setting: Setting) -> list[str]:

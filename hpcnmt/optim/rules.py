@@ -80,6 +80,22 @@ def hybrid_pushes(workers: int) -> int:
     return workers
 
 
+def look_ahead_factor(staleness: float, delay: int) -> float:
+    """2 S tau / (tau - 1): local steps of a window that go, in their mean, as far as the S pushes of tau batches that come before its own.
+
+    A batch sees (tau - 1) / 2 local steps of `factor` times the rate of a batch; the parameters move by S tau such rates meanwhile. This
+    project's own (docs/method.md); in the spirit of weight prediction (Kosson et al. 2021, arXiv 2003.11666). Raises ValueError for tau 1.
+    """
+    if delay < 2:
+        raise ValueError(f"found a delay of {delay}, expected at least 2: no batch sees a local step")
+    return 2.0 * staleness * delay / (delay - 1)
+
+
+def compensation_factor(staleness: float) -> float:
+    """S: one step by the push in flight that goes as far as the S pushes which come before its successor (the same rule)."""
+    return staleness
+
+
 def delay_to_hide(delay: int, wait_share: float, overlap: int) -> int:
     """Smallest tau whose batches take as long as the exchange, for overlap 1; from a run with `delay` that waits `wait_share` of its time.
 

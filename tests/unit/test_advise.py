@@ -10,10 +10,13 @@ from typing import Any
 
 import pytest
 
-from hpcnmt.advise_findings import Setting, all_findings, disagreements, remarks
+from hpcnmt.advise_findings import all_findings, disagreements, remarks
+from hpcnmt.advise_setting import Setting
 from hpcnmt.cli import main
 from hpcnmt.config import RECIPES, load_recipe, override
 from hpcnmt.distributed.policy import ShardPolicy
+from hpcnmt.distributed.worker import WorkerConfig
+from hpcnmt.optim.local import LocalConfig
 from hpcnmt.training.recipe import Recipe, build_recipe
 
 SHIPPED = sorted(path.stem for path in RECIPES.glob("*.yaml"))
@@ -67,7 +70,20 @@ def test_the_printed_line_is_that_of_the_json_and_the_table_holds_every_rule(cap
 def test_without_a_recipe_only_what_does_not_depend_on_one_is_advised(capsys: pytest.CaptureFixture[str]) -> None:
     result = advised(capsys, "--workers", 2, "--delay", 2, "--batch-words", 500, "--overlap", 1)
     assert result["judged"] == []
-    assert result["set"] == ["worker.delay=2", "worker.overlap=1", "loader.batch_words=500", "optimizer.beta1=0.15"]
+    flags = ["worker.delay=2", "worker.overlap=1", "loader.batch_words=500"]
+    assert result["set"] == [*flags, "optimizer.beta1=0.15", "worker.local.mode=compensate", "worker.local.learning_rate_factor=3.0"]
+
+
+def test_local_steps_look_as_far_ahead_as_the_parameters_move() -> None:
+    def factor(workers: int, *, lockstep: bool = False, **worker: Any) -> float | None:
+        recipe = Recipe(worker=WorkerConfig(**worker), shard=ShardPolicy(lockstep_words=10**12 if lockstep else 0))
+        return values(Setting(recipe, workers)).get("look-ahead of local steps")
+
+    assert factor(4, delay=4) == 8.0 and factor(4, delay=2) == 12.0 and factor(16, delay=4) == 40.0
+    assert factor(4, delay=4, lockstep=True) == 4.0 and factor(4, delay=1) is None
+    assert factor(4, delay=2, overlap=1) == 7.0 == factor(4, delay=1, overlap=1)
+    assert factor(4, delay=2, overlap=1, local=LocalConfig("always")) == 28.0  # the recipe's own kind of local steps
+    assert factor(1, delay=2, overlap=1) is None
 
 
 def test_measured_staleness_takes_the_place_of_the_rule() -> None:
