@@ -9,7 +9,7 @@ meanwhile, otherwise again (counted in `rejected_pulls`). All methods but start_
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -34,7 +34,7 @@ from hpcnmt.distributed.layout import (
     VERSION,
     WORKER_WORDS,
 )  # fmt: skip
-from hpcnmt.distributed.message import Kind, PushHeader
+from hpcnmt.distributed.message import SAVE_AND_END, STOP_EARLY, Kind, PushHeader
 from hpcnmt.distributed.pipeline import Pipeline
 from hpcnmt.distributed.transport import Transport, Words
 
@@ -61,6 +61,7 @@ class Exchange:
         self.snapshot_available = 0  # newest snapshot seen on all shards at the last pull
         self.stopped = False  # worker 0 has asked all to end
         self.ask_to_stop = False  # set by worker 0: goes out with its next push
+        self.ask_to_end = False  # set by any worker after a signal: save at a cut, and leave
         self.stalls = 0  # counted by worker 0: validations without a new best; goes out with its next push
         self.pulls = self.rejected_pulls = 0  # of one slice each
         self.slices = layout.slices()
@@ -88,11 +89,16 @@ class Exchange:
                 self.transport.flush(shard)
             self.announce(shard, header, versions[shard])
 
+    @property
+    def cut_to_mark(self) -> int:
+        """The cut that the next gradient is the last push before; 0 without one."""
+        return self.cut_raised if self.cut_raised > self.cut_marked else 0
+
     def _next(self, header: PushHeader) -> PushHeader:
         """Takes the next sequence number; the header of that push, marked when it is the last before a cut."""
         self.sequence += 1
-        if header.kind == Kind.GRADIENT and self.cut_raised > self.cut_marked:
-            self.cut_marked = self.cut_raised
+        if header.kind == Kind.GRADIENT and self.cut_to_mark:
+            self.cut_marked = self.cut_to_mark
             header = replace(header, cut=self.cut_marked)
         return header
 
@@ -100,7 +106,8 @@ class Exchange:
         """Header, then flag: the slice of the push, which is complete at `shard`, was computed on `version` of that shard."""
         block = self.transport.layout.worker_block(self.worker)
         fields = replace(
-            header, version=version, snapshot_read=self.snapshot_read, stop=int(self.ask_to_stop), stalls=self.stalls
+            header, version=version, snapshot_read=self.snapshot_read, stalls=self.stalls,
+            stop=SAVE_AND_END if self.ask_to_end else STOP_EARLY if self.ask_to_stop else 0,
         ).pack()  # fmt: skip
         words = np.zeros(WORKER_WORDS - HEAD, np.int64)
         words[0], words[1 : 1 + len(fields)], words[TAIL - HEAD] = self.sequence, fields, self.sequence
@@ -206,6 +213,16 @@ class Exchange:
             self.transport.get(shard, self.transport.layout.ring_slots, replica[begin:end])
             self.transport.flush(shard)
 
+    def resume(self, sequence: int, cut: int, snapshot_read: int) -> None:
+        """Goes on after the push `sequence`, the last one before `cut`, at which the shards stand again."""
+        self.sequence, self.announced = sequence, [sequence] * len(self.slices)
+        self.cut_raised = self.cut_marked = cut
+        self.snapshot_read = snapshot_read
+
+    def skip_snapshot(self) -> None:
+        """Worker 0 has no use for the newest snapshot: the shards may go on to the next cut."""
+        self.snapshot_read = self.snapshot_available
+
     def send_initial(self, parameters: Tensor) -> None:
         """Worker 0 writes the initial parameters straight into ring slot 0, which nobody reads before version 0 stands."""
         for shard, (begin, end) in enumerate(self.slices):
@@ -219,15 +236,23 @@ class Exchange:
         self.start_push(None, PushHeader(Kind.FAREWELL))
         self.finish_push()
 
-    def wait_for_farewells(self) -> None:
-        """Waits until every worker has left, so that the final snapshot stands on all shards; for any time while others still train."""
+    def new_cut_while_waiting(self) -> int:
+        """The cut that has been raised since the last one that this worker, which has left, has seen; 0 without one."""
+        raised = int(self._header(0)[CUT])
+        if raised <= self.cut_raised:
+            return 0
+        self.cut_raised = self.cut_marked = raised
+        return raised
+
+    def wait_for_farewells(self, meanwhile: Callable[[], None] = lambda: None) -> None:
+        """Calls `meanwhile` now and then, and waits until every worker has left, so that the final snapshot stands on all shards; for any time while others still train."""
         layout = self.transport.layout
         for shard in range(layout.shards):
             while int((header := self._header(shard))[SNAPSHOT]) != FINAL_SNAPSHOT:
                 self.deadlines.wait(
                     f"the farewell of all {layout.workers} workers on shard {shard}, or an update there,",
                     lambda shard=shard, words=int(header[GLOBAL_WORDS]): self._has_moved_on(shard, words),  # type: ignore[misc]
-                    self._pause_for_farewells,
+                    lambda: self._pause_for_farewells(meanwhile),
                     self.deadlines.job_s,
                 )
 
@@ -235,6 +260,7 @@ class Exchange:
         header = self._header(shard)
         return int(header[SNAPSHOT]) == FINAL_SNAPSHOT or int(header[GLOBAL_WORDS]) != words
 
-    def _pause_for_farewells(self) -> None:
+    def _pause_for_farewells(self, meanwhile: Callable[[], None]) -> None:
+        meanwhile()
         self.transport.pause()
         time.sleep(FAREWELL_NAP_S)

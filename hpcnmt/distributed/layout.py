@@ -16,9 +16,22 @@ HEADER_WORDS = 8
 FLAG, APPLIED, CANCEL, HEAD, MESSAGE, TAIL = 0, 1, 2, 3, 4, 15
 WORKER_WORDS = 16
 FINAL_SNAPSHOT = 2**62
+# A cut is one word, so that its number and what it is for are read together: number * 8 + kind.
+VALIDATE, SAVE, END = 1, 2, 4
+CUT_KINDS = 8
 MOST_DEFAULT_SLOTS = 8
 LANES = 2
 """Pushes of one worker that are on their way at once, each to a shard of another lane."""
+
+
+def next_cut(word: int, kind: int) -> int:
+    """The word of the cut after the one of `word`, for `kind`: VALIDATE, SAVE, or SAVE | END (save, then leave), or several of them."""
+    return (word // CUT_KINDS + 1) * CUT_KINDS + kind
+
+
+def cut_number(word: int) -> int:
+    """Number of the cut of `word`."""
+    return word // CUT_KINDS
 
 
 def default_ring_slots(workers: int) -> int:

@@ -16,6 +16,9 @@ class Kind(IntEnum):
     WRITE_BACK = 4
 
 
+STOP_EARLY, SAVE_AND_END = 1, 2
+
+
 @dataclass(frozen=True)
 class PushHeader:
     """Header of one push: counts of the window and the version (of this shard) that the gradient was computed on."""
@@ -29,7 +32,7 @@ class PushHeader:
     cut: int = 0
     snapshot_read: int = 0
     stop: int = 0
-    """1: worker 0 asks every worker to end (early stopping)."""
+    """STOP_EARLY: worker 0 asks every worker to end; SAVE_AND_END: a worker asks for a cut at which all save and leave."""
     stalls: int = 0
     """Of worker 0: validations without a new best so far."""
 

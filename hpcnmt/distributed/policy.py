@@ -15,8 +15,9 @@ Invariants: a policy that is off costs no pass over a vector; with B = 1 the ste
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -94,6 +95,21 @@ class PushBuffer:
                 ops.accumulate_(self._sum[part], gradient_sum[part], self._stats, zero_gradient=False)
             between()
         return self._take(self._sum) if self.pushes >= due else None
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The sum of a partial update, for a checkpoint."""
+        return {"buffered_sum": self._sum} if self._sum is not None and self.pushes else {}
+
+    def facts(self) -> dict[str, float | int]:
+        """What else a checkpoint holds."""
+        return {"buffered_pushes": self.pushes, "buffered_words": self.target_words, "damped_words": self._damped_words}
+
+    def load(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+        """Goes on from a checkpoint."""
+        self.pushes, self.target_words = int(facts["buffered_pushes"]), int(facts["buffered_words"])
+        self._damped_words = float(facts["damped_words"])
+        if self.pushes:
+            self._sum = tensors["buffered_sum"].clone()
 
     def rest(self) -> Step | None:
         """The step by what is left, at the end of a run; None when nothing is."""

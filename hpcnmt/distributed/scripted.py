@@ -23,7 +23,7 @@ from torch import Tensor
 
 from hpcnmt.distributed.deadlines import DeadlineConfig
 from hpcnmt.distributed.exchange import Exchange
-from hpcnmt.distributed.layout import APPLIED, CANCELLED, FINAL_SNAPSHOT, FLAG, SNAPSHOT, Layout
+from hpcnmt.distributed.layout import APPLIED, CANCELLED, FINAL_SNAPSHOT, FLAG, SNAPSHOT, Layout, cut_number
 from hpcnmt.distributed.message import Kind, PushHeader
 from hpcnmt.distributed.shard import ShardConfig
 from hpcnmt.distributed.transport import wire_type
@@ -83,7 +83,7 @@ class Script:
         return published | {
             "version": shard.version, "words": shard.words, "flags": [int(control[b + FLAG]) for b in blocks],
             "applied": [int(control[b + APPLIED]) for b in blocks], "held": sorted(shard.marked),
-            "snapshot": "final" if snapshot == FINAL_SNAPSHOT else snapshot, "cancelled": int(control[CANCELLED]),
+            "snapshot": "final" if snapshot == FINAL_SNAPSHOT else cut_number(snapshot), "cancelled": cut_number(int(control[CANCELLED])),
             "staleness": [[k, v] for k, v in sorted(shard.staleness.items())],
         } | ({"buffered": shard.buffer.pushes, "stepped_words": shard.update.words} if sums else {})
         # fmt: skip

@@ -6,7 +6,8 @@ for a worker.
 
 Consistent cut: shard 0 raises a cut number every `cut_words` target words. A push marked with the cut is its worker's last before it; later
 pushes are held until every worker's marked push (or farewell) is applied; then the state is copied into the snapshot slot. The next cut
-is raised only after worker 0 has read the last one. A worker that stays silent would hold the others: after `cut_deadline_s` shard 0 alone
+is raised only after worker 0 has read the last one. What a cut is for stands in its word (layout.py): VALIDATE fills the snapshot slot, SAVE
+hands the whole state to `save` (shard_state.py), END is the last cut of a run that will be resumed. A worker that stays silent would hold the others: after `cut_deadline_s` shard 0 alone
 decides to cancel the cut; the workers carry its decision to the other shards, and no cut is raised until every worker has been heard again.
 A shard that had published the cancelled cut already keeps it unread: worker 0 reads only what stands on ALL shards.
 
@@ -36,20 +37,25 @@ from hpcnmt.distributed.layout import (
     CANCEL,
     CANCELLED,
     CUT,
+    END,
     FAREWELLS,
     FINAL_SNAPSHOT,
     FLAG,
     GLOBAL_WORDS,
     HEAD,
     MESSAGE,
+    SAVE,
     SNAPSHOT,
     SNAPSHOT_WORDS,
     STOP,
     TAIL,
+    VALIDATE,
     VERSION,
     Layout,
+    cut_number,
+    next_cut,
 )  # fmt: skip
-from hpcnmt.distributed.message import Kind, PushHeader
+from hpcnmt.distributed.message import SAVE_AND_END, STOP_EARLY, Kind, PushHeader
 from hpcnmt.distributed.policy import PushBuffer, ShardPolicy, Step
 from hpcnmt.distributed.transport import ShardMemory
 from hpcnmt.optim.update import Update, UpdateConfig
@@ -66,6 +72,8 @@ class ShardConfig:
     """Seconds after which shard 0 cancels a cut that a silent worker holds up; 0 = never."""
     policy: ShardPolicy = field(default_factory=ShardPolicy)
     """How pushes become updates."""
+    save_every_s: float = 0.0
+    """Seconds between two cuts at which all ranks save their state (shard 0 decides); 0 = only when asked to end."""
 
 
 class Shard:
@@ -89,11 +97,17 @@ class Shard:
         self.log: list[tuple[int, int, int]] = []  # (worker, sequence, version the gradient was computed on)
         self.cuts: list[tuple[int, int]] = []  # (number, global target words) of every snapshot
         self.write_backs: list[int] = []  # the versions that are write-backs, in order
-        self._next_worker = 0
-        self._taken = [0] * layout.workers  # the last message of every worker that was applied, or stands in the buffer
+        self.next_worker = 0
+        self.taken = [0] * layout.workers  # the last message of every worker that was applied, or stands in the buffer
         self._in_lockstep = False  # whether the update that is being summed, or was made last, waits for a push of every worker
         self._waiting: list[int] = []  # workers whose push will be acknowledged with the update
         self.activity = Activity("shard", index)
+        self.saved_s = clock()  # when the last cut for a checkpoint was raised
+        self.end_asked = self.ended = False  # whether a worker has asked for a last cut, and whether that stands
+        self.is_asked_to_end: Callable[[], bool] = lambda: False
+        """Whether this rank itself has been told to save and end."""
+        self.save: Callable[[int], None] = lambda word: None
+        """Called at a cut of kind SAVE, with its word: takes the state as it is before it returns."""
         self.progress: Callable[[], None] = lambda: None
         """Called again and again during an update, so that the transfers of other workers move on meanwhile."""
 
@@ -118,32 +132,33 @@ class Shard:
     def serve_once(self) -> bool:
         """Applies at most one push of every worker; returns whether anything was done."""
         self._cancel_a_late_cut()
-        control, worked, first = self.memory.control, False, self._next_worker
+        control, worked, first = self.memory.control, False, self.next_worker
         for step in range(self.layout.workers):
             worker = (first + step) % self.layout.workers
             block = self.layout.worker_block(worker)
             sequence = int(control[block + FLAG])
-            if sequence == self._taken[worker] or worker in self.marked:
+            if sequence == self.taken[worker] or worker in self.marked:
                 continue
             if int(control[block + HEAD]) != sequence or int(control[block + TAIL]) != sequence:
                 continue  # the flag ran ahead of the header: look again
             header = PushHeader.unpack([int(w) for w in control[block + MESSAGE : block + TAIL]])
             self._apply(worker, sequence, header)
-            self._taken[worker] = sequence
-            if self._in_lockstep and header.kind == Kind.GRADIENT:
+            self.taken[worker] = sequence
+            waits = self._in_lockstep and header.kind == Kind.GRADIENT
+            if waits:
                 self._waiting.append(worker)
-            else:
-                self._acknowledge(worker)
-            self._next_worker = (worker + 1) % self.layout.workers
+            self.next_worker = (worker + 1) % self.layout.workers
             worked = True
             self._after(worker, header)
+            if not waits:  # only now: what its next pull finds of cuts is then the same in every run of one worker
+                self._acknowledge(worker)
             while self._waiting and not self.buffer.pushes:
                 self._acknowledge(self._waiting.pop())
             self.progress()
         return worked
 
     def _acknowledge(self, worker: int) -> None:
-        self.memory.control[self.layout.worker_block(worker) + APPLIED] = self._taken[worker]
+        self.memory.control[self.layout.worker_block(worker) + APPLIED] = self.taken[worker]
 
     def _apply(self, worker: int, sequence: int, header: PushHeader) -> None:
         control = self.memory.control
@@ -219,8 +234,9 @@ class Shard:
         control = self.memory.control
         self.heard.add(worker)
         self.snapshot_read = max(self.snapshot_read, header.snapshot_read)
-        if header.stop:
+        if header.stop == STOP_EARLY:
             control[STOP] = 1
+        self.end_asked = self.end_asked or header.stop == SAVE_AND_END
         if header.kind == Kind.FAREWELL:
             self.departed.add(worker)
             control[FAREWELLS] = len(self.departed)
@@ -236,17 +252,39 @@ class Shard:
         if self.finished:
             self.step_rest()
             self._publish(FINAL_SNAPSHOT)
-        due = self.config.cut_words and self.words >= self.next_cut_words and self.snapshot_read == int(control[SNAPSHOT])
-        all_heard = len(self.heard | self.departed) == self.layout.workers
-        due = due and not (self._in_lockstep and self.buffer.pushes)
-        if self.index == 0 and due and all_heard and int(control[CUT]) == max(int(control[SNAPSHOT]), int(control[CANCELLED])):
-            control[CUT] += 1
-            self.cut_raised_s = self.clock()
-            self.next_cut_words = self.words + self.config.cut_words
+        if self.index == 0:
+            self._raise_a_cut()
 
-    def _publish(self, number: int) -> None:
-        current = self.memory.ring[self.version % self.layout.ring_slots]
-        self.memory.ring[self.layout.ring_slots].copy_(self.update.published(current))
+    def _raise_a_cut(self) -> None:
+        control, last = self.memory.control, int(self.memory.control[CUT])
+        is_open = last > max(int(control[SNAPSHOT]), int(control[CANCELLED]))
+        unread = self.snapshot_read != int(control[SNAPSHOT])
+        all_heard = len(self.heard | self.departed) == self.layout.workers
+        between_updates = not (self._in_lockstep and self.buffer.pushes)
+        if self.finished or self.ended or is_open or unread or not all_heard or not between_updates:
+            return
+        kind, now = 0, self.clock()
+        if self.config.cut_words and self.words >= self.next_cut_words:
+            kind |= VALIDATE
+            self.next_cut_words = self.words + self.config.cut_words
+        if self.end_asked or self.is_asked_to_end():
+            kind |= SAVE | END
+        elif 0 < self.config.save_every_s <= now - self.saved_s:
+            kind |= SAVE
+        if kind:
+            control[CUT] = next_cut(last, kind)
+            self.cut_raised_s = now
+            if kind & SAVE:
+                self.saved_s = now
+
+    def _publish(self, word: int) -> None:
+        if word == FINAL_SNAPSHOT or word & VALIDATE:
+            current = self.memory.ring[self.version % self.layout.ring_slots]
+            self.memory.ring[self.layout.ring_slots].copy_(self.update.published(current))
+        if word != FINAL_SNAPSHOT:
+            if word & SAVE:
+                self.save(word)
+            self.ended = bool(word & END)
         self.memory.control[SNAPSHOT_WORDS] = self.words
-        self.memory.control[SNAPSHOT] = number
-        self.cuts.append((number, self.words))
+        self.memory.control[SNAPSHOT] = word
+        self.cuts.append((word if word == FINAL_SNAPSHOT else cut_number(word), self.words))

@@ -9,9 +9,10 @@ push k+1 the exchange k is complete on ALL shards and swapped in. Both are deter
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -154,6 +155,9 @@ class WorkerLoop:
         self.replica_versions: list[int] = []
         self.replica_words = 0  # global target words known when the replica was swapped in
         self.out_of_data = False
+        self.cut = 0
+        """Word of the cut before which the last window's push was marked as the last one; 0 where it was not."""
+        self._sequence = 0  # of the last window's push
 
     def start(self, initial: bool) -> None:
         """Sends the initial parameters (worker 0) and pulls the first replica."""
@@ -161,7 +165,46 @@ class WorkerLoop:
             self.call(self.exchange.send_initial, self.replica.cpu())
         self._pull()
 
-    def call(self, function: Callable[..., None], *arguments: Tensor) -> None:
+    def tensors(self) -> dict[str, Tensor]:
+        """The state right after a window, for a checkpoint: the worker's own; copy them before the next window.
+
+        The replica only where the next window is computed on it although a newer one is on its way; otherwise it is what the shards hold.
+        """
+        found = {} if self._pending is None else {"replica": self.replica}
+        if self.sum.residual is not None:
+            found["residual"] = self.sum.residual
+        return found | (self.sum.local.adam.tensors() if self.sum.local is not None else {})
+
+    def facts(self) -> dict[str, Any]:
+        """What else a checkpoint holds of this worker."""
+        local = {} if self.sum.local is None else {"local": self.sum.local.adam.facts() | {"batches": self.sum.local.batches}}
+        return local | {
+            "sequence": self._sequence, "replica_versions": self.replica_versions, "replica_words": self.replica_words,
+            "dropped": self.sum.dropped, "stalls": self.exchange.stalls,
+        }  # fmt: skip
+
+    def resume(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any], cut: int, snapshot_read: int) -> None:
+        """Takes the place of `start` at the cut of word `cut`: goes on after the last window before it.
+
+        Facts without "sequence" and tensors without "replica" (the run had other workers or shards) let a worker begin there with nothing of its own.
+        """
+        self.exchange.resume(int(facts.get("sequence", 0)), cut, snapshot_read)
+        self.exchange.stalls, self.sum.dropped = int(facts["stalls"]), int(facts.get("dropped", 0))
+        if self.sum.residual is not None and "residual" in tensors:
+            self.sum.residual.copy_(tensors["residual"])
+        if self.sum.local is not None and "local" in facts:
+            self.sum.local.adam.load(tensors, facts["local"])
+            self.sum.local.batches = int(facts["local"]["batches"])
+        if "replica" not in tensors:
+            self._pull()
+            return
+        self.replica.copy_(tensors["replica"])
+        versions, shards = [int(version) for version in facts["replica_versions"]], self.exchange.transport.layout.shards
+        self.replica_versions = versions if len(versions) == shards else [max(versions)] * shards  # cut anew: close enough for counting
+        self.replica_words = int(facts["replica_words"])
+        self._pending = self._helper.submit(self.exchange.pull, self._incoming)
+
+    def call(self, function: Callable[..., None], *arguments: object) -> None:
         """Runs one exchange call in the helper thread and waits for it."""
         self._helper.submit(function, *arguments).result()
 
@@ -171,6 +214,7 @@ class WorkerLoop:
         Where data ends, the last window is of fewer batches; one of 0 target words pushes nothing and means that no data is left. A window
         with a non-finite gradient is dropped: nothing is pushed, and a fresh replica takes the place of the old one.
         """
+        self.cut = 0
         computed_on, overlaps = self.replica_versions, self.config.overlaps_at(self.replica_words)
         total = window_counts(self._batch, self.config.delay_at(self.replica_words))
         self.complete()  # the exchange of the window before is complete on all shards from here on
@@ -185,6 +229,7 @@ class WorkerLoop:
             self._pull()
             return total
         header = PushHeader(Kind.GRADIENT, total.target_words, total.source_words, total.sentences, total.loss_sum)
+        self.cut, self._sequence = self.exchange.cut_to_mark, self.exchange.sequence + 1
         self._pending = self._helper.submit(self._exchange, header, computed_on)
         if not overlaps:
             self.complete()
@@ -234,12 +279,15 @@ class WorkerLoop:
             with self.exchange.activity("copy"):
                 self.replica.copy_(self._incoming)
 
-    def finish(self) -> None:
-        """Drains, says farewell; worker 0 stays until all have left, and so does a worker whose data has ended before that of others."""
+    def finish(self, meanwhile: Callable[[], None] = lambda: None) -> None:
+        """Drains, says farewell; worker 0 stays until all have left, and so does a worker whose data has ended before that of others.
+
+        `meanwhile` is called again and again by who stays, in the helper thread.
+        """
         self.complete()
         self.call(self.exchange.farewell)
         if self.exchange.worker == 0 or self.out_of_data:
-            self.call(self.exchange.wait_for_farewells)
+            self.call(self.exchange.wait_for_farewells, meanwhile)
 
     def close(self) -> None:
         """Joins the helper thread; no transport call comes after this."""

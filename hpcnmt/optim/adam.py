@@ -7,8 +7,9 @@ exact (Kingma & Ba 2015). For any betas between -1 and 1 they stay in (0, 2), be
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -124,6 +125,21 @@ class Adam:
             )  # fmt: skip
             if between:
                 between()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The moments, for a checkpoint."""
+        return {"moment1": self.moment1, "moment2": self.moment2}
+
+    def facts(self) -> dict[str, float | int]:
+        """What else a checkpoint holds."""
+        return {"denominator1": self.denominator1, "denominator2": self.denominator2, "untouched": self.untouched}
+
+    def load(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+        """Goes on from a checkpoint; what fits in size only is checked by copying."""
+        self.moment1.copy_(tensors["moment1"])
+        self.moment2.copy_(tensors["moment2"])
+        self.denominator1, self.denominator2 = float(facts["denominator1"]), float(facts["denominator2"])
+        self.stats[1] = int(facts["untouched"])
 
     @property
     def untouched(self) -> int:

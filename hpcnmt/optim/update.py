@@ -8,8 +8,9 @@ avg <- (1-d) avg + d p.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,6 +49,21 @@ class Update:
         """Takes the initial `parameters` [size] into the moving average."""
         if self.ema is not None:
             self.ema.copy_(parameters)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The state for a checkpoint: moments, and the moving average where it is on."""
+        return self.adam.tensors() | ({} if self.ema is None else {"ema": self.ema})
+
+    def facts(self) -> dict[str, float | int]:
+        """What else a checkpoint holds."""
+        return self.adam.facts() | {"stepped_words": self.words, "stalled_at_words": self.stalled_at_words}
+
+    def load(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+        """Goes on from a checkpoint."""
+        self.adam.load(tensors, facts)
+        if self.ema is not None:
+            self.ema.copy_(tensors["ema"])
+        self.words, self.stalled_at_words = int(facts["stepped_words"]), int(facts["stalled_at_words"])
 
     def note_stall(self) -> None:
         """A validation has found no new best: the warm-up begins anew where the schedule says so."""

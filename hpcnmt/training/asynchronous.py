@@ -1,44 +1,59 @@
 """Asynchronous training over MPI, one rank: a shard serves; a worker trains windows; worker 0 also validates the consistent cuts.
 
 Validation goes on between two windows of worker 0 while the other workers train. No collective and no barrier between start and end.
+Checkpoints (checkpoint.py): every rank takes its state where a cut of kind SAVE stands: a shard when it has applied the last push before
+the cut, a worker after the window that made this push. A signal on any rank lets shard 0 raise a last cut, after which all leave.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from mpi4py import MPI
+from torch import Tensor
 
 from hpcnmt.data.corpus import TokenCorpus
-from hpcnmt.data.loader import Loader
+from hpcnmt.data.loader import Loader, pool
+from hpcnmt.distributed import shard_state
 from hpcnmt.distributed.activity import Activity
 from hpcnmt.distributed.exchange import Exchange
+from hpcnmt.distributed.layout import END, SAVE, VALIDATE, cut_number
 from hpcnmt.distributed.mpi import MpiWindows, check_memory, check_world, ranks_of_this_host
 from hpcnmt.distributed.shard import Shard, ShardConfig
+from hpcnmt.distributed.shard_state import ShardState
 from hpcnmt.distributed.worker import BatchCounts, WorkerLoop
 from hpcnmt.optim.local import LocalOptimizer
+from hpcnmt.training.checkpoint import Committer, Saver, random_state, restore_random_state
+from hpcnmt.training.checkpoint_files import Checkpoint, open_checkpoint, remove_temporary
+from hpcnmt.training.exits import FAILED, FINISHED, SAVED
 from hpcnmt.training.recipe import Recipe
-from hpcnmt.training.run_folder import refuse_existing
+from hpcnmt.training.resume import Resumed, check_run
 from hpcnmt.training.setup import Trainee, check_sizes, choose_device
+from hpcnmt.training.signals import EndRequest
 from hpcnmt.training.status import Counters, RankReport, rank_report, shard_counters
+from hpcnmt.training.validation import Interrupted
 
 REJECTS_WORTH_A_WORD = 0.02
 """Repeated pulls for each good one, above which the run says what to change."""
 
 
-def run_rank(recipe: Recipe, data: Path, run: Path, workers: int, shards: int) -> None:
-    """The whole life of this rank."""
+def run_rank(recipe: Recipe, data: Path, run: Path, workers: int, shards: int, resume: bool = False) -> int:
+    """The whole life of this rank; returns its exit code: SAVED on rank 0 of a run that a signal has ended."""
     check_world(workers, shards)
     rank = MPI.COMM_WORLD.rank
     role, index = ("worker", rank) if rank < workers else ("shard", rank - workers)
-    with rank_report(run, Activity(role, index, recipe.training.trace), rank) as report:
+    activity = Activity(role, index, recipe.training.trace)
+    with EndRequest(recipe.checkpoint.before_limit_s, rank == 0, rank == 0) as request, rank_report(run, activity, rank, resume) as report:
         neighbours = ranks_of_this_host()
-        if rank == 0:  # the others wait for it where windows are allocated
-            refuse_existing(run)
+        if rank == 0:
             check_sizes(recipe, data, workers, shards)
+        checkpoint = _common_checkpoint(run, recipe, resume)
         device = choose_device(recipe, neighbours.index(rank)) if role == "worker" else None
         trainee = Trainee.build(recipe, data, device)
         layout = recipe.layout(trainee.flat.size, workers, shards)
@@ -46,47 +61,137 @@ def run_rank(recipe: Recipe, data: Path, run: Path, workers: int, shards: int) -
             print(layout.memory_text(), file=sys.stderr, flush=True)  # before it is allocated
         check_memory(layout, neighbours)
         windows = MpiWindows(layout, recipe.deadlines, report.activity)
+        saver = Saver(run, f"{role}-{index}")
         if role == "shard":
-            _serve(windows, recipe, run, report)
+            code = _serve(windows, recipe, run, report, _Saving(saver, request, checkpoint))
         else:
             trainee.seed_worker(rank)
-            _Worker(trainee, Exchange(windows, rank, recipe.deadlines), run, report).train()
+            exchange = Exchange(windows, rank, recipe.deadlines)
+            code = _Worker(trainee, exchange, run, report, _Saving(saver, request, checkpoint)).train()
         report.freeze_counters()  # those of a shard look at its window memory
         with report.activity("wait", "the end of all ranks"):
             windows.free()
+    return code
 
 
-def _serve(windows: MpiWindows, recipe: Recipe, run: Path, report: RankReport) -> None:
+def _common_checkpoint(run: Path, recipe: Recipe, resume: bool) -> Checkpoint | None:
+    """The checkpoint that rank 0 has found; the others wait for it here, or are ended with rank 0 by what it raises."""
+    number = 0
+    if MPI.COMM_WORLD.rank == 0:
+        found = check_run(run, recipe, resume)
+        remove_temporary(run)
+        number = found.number if found else 0
+    number = MPI.COMM_WORLD.bcast(number)
+    return open_checkpoint(run, number) if number else None
+
+
+@dataclass(frozen=True)
+class _Saving:
+    """What a rank needs to save, to end, and to go on: `checkpoint` is the one that the run was resumed from."""
+
+    saver: Saver
+    request: EndRequest
+    checkpoint: Checkpoint | None
+
+    def parts(self, role: str) -> list[str]:
+        """Names of the parts of all workers, or of all shards, of the checkpoint."""
+        return [name for name in (self.checkpoint.names if self.checkpoint else ()) if name.startswith(f"{role}-")]
+
+
+def _serve(windows: MpiWindows, recipe: Recipe, run: Path, report: RankReport, saving: _Saving) -> int:
     def watch(shard: Shard) -> None:
         report.counters = lambda: shard_counters(shard)
+        shard.is_asked_to_end = lambda: saving.request.requested
+        shard.save = lambda word: _save_shard(shard, word, saving.saver)
+        if saving.checkpoint is not None:
+            checkpoint = saving.checkpoint
+            states = [ShardState(part.tensors, part.facts) for part in map(checkpoint.read, saving.parts("shard"))]
+            shard_state.load(shard, states)
 
     torch.set_num_threads(1)
-    config = ShardConfig(recipe.update, recipe.validation.every_words, recipe.deadlines.cut_s, recipe.shard)
+    config = ShardConfig(recipe.update, recipe.validation.every_words, recipe.deadlines.cut_s, recipe.shard, recipe.checkpoint.every_s)
     shard = windows.serve(config, watch=watch)
-    staleness = {str(k): v for k, v in sorted(shard.staleness.items())}
-    untouched = shard.update.adam.untouched
-    figures = {"updates": shard.steps, "target_words": shard.words, "staleness": staleness, "untouched_elements": untouched}
-    (run / f"shard-{shard.index}.json").write_text(json.dumps(figures) + "\n", "utf-8")
+    saving.saver.close()
+    if not shard.ended:
+        staleness = {str(k): v for k, v in sorted(shard.staleness.items())}
+        untouched = shard.update.adam.untouched
+        figures = {"updates": shard.steps, "target_words": shard.words, "staleness": staleness, "untouched_elements": untouched}
+        (run / f"shard-{shard.index}.json").write_text(json.dumps(figures) + "\n", "utf-8")
+    return FINISHED
+
+
+def _save_shard(shard: Shard, word: int, saver: Saver) -> None:
+    state = shard_state.live_state(shard, word)
+    saver.take(cut_number(word), state.tensors, state.facts, must=bool(word & END))
 
 
 class _Worker:
-    def __init__(self, trainee: Trainee, exchange: Exchange, run: Path, report: RankReport) -> None:
-        self.trainee, self.exchange, self.activity = trainee, exchange, report.activity
+    def __init__(self, trainee: Trainee, exchange: Exchange, run: Path, report: RankReport, saving: _Saving) -> None:
+        self.trainee, self.exchange, self.activity, self.saving = trainee, exchange, report.activity, saving
         exchange.activity = report.activity
-        layout = exchange.transport.layout
-        self.loader = Loader(TokenCorpus(trainee.data, "train"), trainee.recipe.loader, exchange.worker, layout.workers)
-        flat = trainee.flat
+        layout, flat = exchange.transport.layout, trainee.flat
         config, schedule = trainee.recipe.worker, trainee.recipe.schedule
         local = None
         if config.local.mode != "off":
             local = LocalOptimizer(flat.size, config.local, schedule, config.clip_norm, flat.values.device)
         self.loop = WorkerLoop(exchange, config, flat.values, flat.gradients, self._compute, local)
         self.source_words = self.target_words = self.windows = 0
+        self.validation_due = False  # whether the newest snapshot is to be validated although its cut was made for something else
+        self.ended = False  # whether the last cut of a run that will be resumed has been marked
         report.counters = self._counters
+        tensors, self.facts = self._resumed()
+        self.loader = self._open_loader()
         self.journal, self.validation = None, None
         if exchange.worker == 0:
-            library = MPI.Get_library_version().splitlines()[0].strip("\0")
-            self.journal, self.validation = trainee.open_run(run, layout.workers, layout.shards, library)
+            self._open_run(run)
+        with report.activity("wait", "the first parameters"):
+            self._begin(tensors)
+        names = [f"worker-{index}" for index in range(layout.workers)] + [f"shard-{index}" for index in range(layout.shards)]
+        self.committer = Committer(run, names, trainee.recipe.checkpoint.keep, trainee.recipe.deadlines.peer_s)
+
+    def _open_run(self, run: Path) -> None:
+        layout, checkpoint = self.exchange.transport.layout, self.saving.checkpoint
+        library = MPI.Get_library_version().splitlines()[0].strip("\0")
+        resumed = Resumed.of(checkpoint) if checkpoint else None
+        self.journal, self.validation = self.trainee.open_run(run, layout.workers, layout.shards, library, resumed)
+        self.validation.is_interrupted = lambda: self.saving.request.requested
+
+    def _resumed(self) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
+        """What this worker goes on from: tensors and facts of its own where the run had as many workers, else the little that all share."""
+        checkpoint, names = self.saving.checkpoint, self.saving.parts("worker")
+        layout = self.exchange.transport.layout
+        if checkpoint is None:
+            return {}, {}
+        if len(names) != layout.workers:
+            first = checkpoint.facts("worker-0")
+            mine = {"stalls": first["stalls"]} | ({} if self.exchange.worker else {"validation_due": first["validation_due"]})
+            torch.manual_seed(self.trainee.recipe.training.seed * 1000 + self.exchange.worker + 1_000_003 * checkpoint.number)
+            return {}, mine
+        part = checkpoint.read(self.saving.saver.name)
+        restore_random_state(part.tensors)
+        same_shards = len(self.saving.parts("shard")) == layout.shards
+        return part.tensors, part.facts | ({} if same_shards else {"sequence": 0})
+
+    def _open_loader(self) -> Loader:
+        checkpoint, layout = self.saving.checkpoint, self.exchange.transport.layout
+        corpus, config, mine = TokenCorpus(self.trainee.data, "train"), self.trainee.recipe.loader, self.exchange.worker
+        if checkpoint is None:
+            return Loader(corpus, config, mine, layout.workers)
+        states = [checkpoint.facts(name)["loader"] for name in self.saving.parts("worker")]
+        if len(states) == layout.workers:
+            return Loader(corpus, config, mine, layout.workers, states[mine])
+        return Loader(corpus, config, mine, layout.workers, pool(states, corpus, config, layout.workers)[mine])
+
+    def _begin(self, tensors: Mapping[str, Tensor]) -> None:
+        if self.saving.checkpoint is None:
+            self.loop.start(initial=self.exchange.worker == 0)
+            return
+        self.source_words, self.target_words, self.windows = (self.facts.get(name, 0) for name in ("source_words", "target_words", "windows"))
+        self.validation_due = self.facts.get("validation_due", False)
+        for name, seconds in self.facts.get("activity", {}).items():
+            self.activity.seconds[name] += seconds
+        cut = int(self.saving.checkpoint.facts("shard-0")["cut"])
+        self.loop.resume(tensors, self.facts, cut, cut - 1 if self.validation_due else cut)
 
     def _compute(self) -> BatchCounts | None:
         batch = self.loader.next_batch()
@@ -104,31 +209,84 @@ class _Worker:
             "versions": exchange.versions, "rejected_pulls": exchange.rejected_pulls, "dropped_windows": self.loop.sum.dropped,
         }  # fmt: skip
 
-    def train(self) -> None:
-        """All windows, then the orderly end; worker 0 validates the final snapshot."""
+    def train(self) -> int:
+        """All windows, then the orderly end; worker 0 validates the final snapshot, unless the run will be resumed. Returns the exit code."""
         exchange, loop = self.exchange, self.loop
-        loop.start(initial=exchange.worker == 0)
         while exchange.global_words < self.trainee.recipe.training.max_target_words and not exchange.stopped:
+            exchange.ask_to_end = self.saving.request.requested
             counts = loop.window()
             if loop.out_of_data:
                 break
             self.windows += 1
-            if self.journal is not None:
-                waits = {"wait_s": self.activity.seconds["wait"], "loader_wait_s": self.loader.wait_s}
-                waits |= {"rejected_pulls": exchange.rejected_pulls, "dropped_windows": loop.sum.dropped}
-                self.journal.training(exchange.global_words, counts.loss_sum / counts.target_words, waits)
+            self._report(counts)
+            if loop.cut & SAVE:
+                self._save(loop.cut)
+            if loop.cut & END:
+                self.ended = True
+                break
             if exchange.snapshot_available > exchange.snapshot_read:
-                self._validate()
+                self._read_cut()
         seconds = self.journal.seconds if self.journal else 0.0
         loop.complete()
         shares = self.activity.shares(seconds) if seconds else {}
         with self.activity("wait", "the end of all workers" if exchange.worker == 0 else "the shards to take the farewell"):
-            loop.finish()
-        if self.journal is not None:
+            loop.finish(self._save_while_waiting)
+        if self.journal is not None and not self.ended:
             self._end(self.journal.seconds if loop.out_of_data else seconds, shares)  # others may have trained on
+        self.saving.saver.close()
+        code = self._code()
+        if self.journal is not None:
             self.journal.close()
         loop.close()
         self.loader.close()
+        return code
+
+    def _code(self) -> int:
+        if not self.ended or self.journal is None:
+            return FINISHED
+        number = cut_number(self.exchange.cut_marked)
+        if self.committer.committed == number:
+            self.journal.say(f"saved checkpoint {number} ({self.saving.request.reason or 'another rank was told to end'}): go on with --resume")
+            return SAVED
+        return FAILED
+
+    def _report(self, counts: BatchCounts) -> None:
+        if self.journal is None:
+            return
+        waits = {"wait_s": self.activity.seconds["wait"], "loader_wait_s": self.loader.wait_s}
+        waits |= {"rejected_pulls": self.exchange.rejected_pulls, "dropped_windows": self.loop.sum.dropped}
+        self.journal.training(self.exchange.global_words, counts.loss_sum / counts.target_words, waits)
+
+    def _save(self, cut: int) -> None:
+        """Takes the state after the window that was the last before `cut`; worker 0 also waits, in the background, for all others."""
+        number, facts = cut_number(cut), self.loop.facts() | {
+            "windows": self.windows, "source_words": self.source_words, "target_words": self.target_words, "loader": self.loader.state(),
+        }  # fmt: skip
+        then = _nothing
+        if self.journal is not None and self.validation is not None:
+            due = bool(cut & VALIDATE) or self.validation_due
+            facts |= {"validation_due": due, "journal": self.journal.facts(), "validation": self.validation.facts()}
+            facts["activity"] = dict(self.activity.seconds)
+            links = self.committer.link_best(number)
+
+            def then() -> None:
+                self.committer.commit(number, links, None, lambda: self.exchange.cut_cancelled >= cut)
+
+        self.saving.saver.take(number, self.loop.tensors() | random_state(), facts, bool(cut & END), then)
+
+    def _save_while_waiting(self) -> None:
+        """A worker whose data has ended has no push to mark a cut with, but belongs into its checkpoint."""
+        cut = self.exchange.new_cut_while_waiting()
+        if cut & SAVE and self.loop.out_of_data:
+            self._save(cut)
+
+    def _read_cut(self) -> None:
+        if self.validation is None:
+            return
+        if self.exchange.snapshot_available & VALIDATE or self.validation_due:
+            self._validate()
+        else:
+            self.exchange.skip_snapshot()
 
     def _validate(self, final: bool = False) -> None:
         if self.validation is None:
@@ -136,8 +294,13 @@ class _Worker:
         self.loop.complete()
         snapshot = torch.empty(self.trainee.flat.size)
         self.loop.call(self.exchange.read_snapshot, snapshot)
-        with self.activity("validate"):
-            self.validation.evaluate(snapshot, self.exchange.snapshot_words, final)
+        self.validation_due = True
+        try:
+            with self.activity("validate"):
+                self.validation.evaluate(snapshot, self.exchange.snapshot_words, final)
+        except Interrupted:
+            return  # it is due still, and will be made after the run is resumed
+        self.validation_due = False
         self.exchange.ask_to_stop = self.validation.should_stop
         self.exchange.stalls += self.validation.has_stalled
 
@@ -145,6 +308,7 @@ class _Worker:
         if self.journal is None or self.validation is None:
             return
         validating_s = self.validation.seconds
+        self.validation.is_interrupted = lambda: False  # nothing is left to save: what was asked to end does so by itself
         self._validate(final=True)
         words, ratio = self.exchange.snapshot_words, self.source_words / max(self.target_words, 1)
         values = {
@@ -159,3 +323,7 @@ class _Worker:
                 f"{self.exchange.rejected_pulls} pulls of a slice, beside {self.exchange.pulls} good ones, were overrun by updates: "
                 "raise training.ring_slots"
             )
+
+
+def _nothing() -> None:
+    """Only worker 0 commits."""

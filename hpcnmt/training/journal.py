@@ -6,8 +6,10 @@ Only one process of a run has a journal: worker 0, the plain loop, or virtual ti
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +21,21 @@ REPORT_EVERY_S = 5.0
 
 
 class Journal:
-    """Writes the records of one run of `max_target_words`."""
+    """Writes the records of one run of `max_target_words`.
 
-    def __init__(self, folder: Path, max_target_words: int) -> None:
+    `resumed`: the `facts` of a checkpoint, to which the records are cut back. Its words are known to whoever resumes: `target_words`.
+    """
+
+    def __init__(self, folder: Path, max_target_words: int, resumed: Mapping[str, Any] | None = None, target_words: int = 0) -> None:
         self.max_target_words = max_target_words
-        self.begin = time.monotonic()
-        self._file = (folder / "metrics.jsonl").open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(folder / "tensorboard"))
+        path = folder / "metrics.jsonl"
+        if resumed is not None and path.is_file():
+            os.truncate(path, min(int(resumed["bytes"]), path.stat().st_size))
+        self.begin = time.monotonic() - (float(resumed["seconds"]) if resumed is not None else 0.0)
+        self._file = path.open("a", encoding="utf-8")
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=target_words or None)
         self._next_report_s = 0.0
-        self._last = (0.0, 0)
+        self._last = (self.seconds, target_words)
         self._progress: Progress | None = None
         if sys.stderr.isatty():
             columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
@@ -39,6 +47,11 @@ class Journal:
     def seconds(self) -> float:
         """Seconds since the journal was opened."""
         return time.monotonic() - self.begin
+
+    def facts(self) -> dict[str, Any]:
+        """What a checkpoint holds: how far the records go, and the seconds so far."""
+        self._file.flush()
+        return {"bytes": self._file.tell(), "seconds": self.seconds}
 
     def say(self, message: str) -> None:
         """One line for the person who watches."""

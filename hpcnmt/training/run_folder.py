@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
@@ -23,6 +24,10 @@ from hpcnmt.data.vocabulary import Vocabularies, copy_vocabularies
 from hpcnmt.models.build import build_model
 from hpcnmt.models.seq2seq import ModelConfig, Seq2Seq
 from hpcnmt.training.recipe import Recipe
+
+
+OF_A_RUN = ("metrics.jsonl", "tensorboard", "model.safetensors", "final.safetensors", "record")
+"""What a run that begins anew must not find of an older one."""
 
 
 def refuse_existing(path: Path) -> None:
@@ -57,13 +62,37 @@ class RunFolder:
 
     @classmethod
     def create(cls, path: Path, recipe: Recipe, prepared: Path, context: dict[str, Any]) -> RunFolder:
-        """Makes the folder with the resolved recipe, `context` (versions, ranks) and the vocabularies of `prepared`;
-        ValueError when it exists."""
-        refuse_existing(path)
+        """Makes the folder with the resolved recipe, `context` (versions, ranks) and the vocabularies of `prepared`.
+
+        A run that was killed before its first checkpoint is begun anew; whoever calls has refused folders of anything else.
+        """
         context = context | {"vocabulary": Vocabularies.read(prepared).digest}
-        path.mkdir(parents=True)
+        path.mkdir(parents=True, exist_ok=True)
+        for name in OF_A_RUN:
+            stale = path / name
+            if stale.is_dir():
+                shutil.rmtree(stale)
+            else:
+                stale.unlink(missing_ok=True)
         (path / "config.json").write_text(json.dumps(asdict(recipe) | {"context": context}, indent=2) + "\n", "utf-8")
         copy_vocabularies(prepared, path)
+        return cls(path)
+
+    @classmethod
+    def reopen(cls, path: Path, recipe: Recipe, context: dict[str, Any], resumed_from: int, best: Path | None) -> RunFolder:
+        """Goes on with the run from checkpoint `resumed_from`, whose best model is the file `best`; vocabularies stay as they are."""
+        content = json.loads((path / "config.json").read_text("utf-8"))
+        before = content["context"]
+        context = before | context | {"resumed_from": [*before.get("resumed_from", []), resumed_from]}
+        replace_file(path / "config.json", json.dumps(asdict(recipe) | {"context": context}, indent=2) + "\n")
+        for stale in (*path.glob("shard-*.json"), path / "final.safetensors"):
+            stale.unlink(missing_ok=True)
+        if best is not None:
+            temporary = path / f".model.{os.getpid()}.part"
+            shutil.copyfile(best, temporary)
+            temporary.rename(path / "model.safetensors")
+        else:
+            (path / "model.safetensors").unlink(missing_ok=True)
         return cls(path)
 
     def save_model(self, tensors: dict[str, Tensor], name: str) -> None:

@@ -22,6 +22,7 @@ from hpcnmt.models.seq2seq import ModelConfig, Seq2Seq
 from hpcnmt.optim.flat import FlatParameters
 from hpcnmt.training.journal import Journal
 from hpcnmt.training.recipe import Recipe
+from hpcnmt.training.resume import Resumed
 from hpcnmt.training.run_folder import RunFolder
 from hpcnmt.training.validation import Validation
 
@@ -63,18 +64,28 @@ class Trainee:
         torch.autograd.backward(loss)
         return counts
 
-    def open_run(self, path: Path, workers: int, shards: int, mpi: str) -> tuple[Journal, Validation]:
-        """Creates the run folder; returns its journal and its validation."""
+    def open_run(self, path: Path, workers: int, shards: int, mpi: str, resumed: Resumed | None = None) -> tuple[Journal, Validation]:
+        """Creates the run folder, or goes on with it; returns its journal and its validation."""
         context = {
             "hpcnmt": hpcnmt.__version__, "torch": torch.__version__, "python": platform.python_version(), "mpi": mpi,
             "kernels": ops.IN_USE, "device": self.model.device.type,
             "workers": workers, "shards": shards, "parameters": self.flat.size, "data": str(self.data),
         }  # fmt: skip
-        run = RunFolder.create(path, self.recipe, self.data, context)
-        journal = Journal(path, self.recipe.training.max_target_words)
+        most = self.recipe.training.max_target_words
+        if resumed is None:
+            run, journal = RunFolder.create(path, self.recipe, self.data, context), Journal(path, most)
+        else:
+            lost_words = resumed.lost_words(path)
+            run = RunFolder.reopen(path, self.recipe, context, resumed.number, resumed.best)
+            journal = Journal(path, most, resumed.journal, resumed.target_words)
+            journal.record("resume", resumed.target_words, {"checkpoint": resumed.number, "lost_target_words": lost_words, "workers": workers})
+            journal.say(f"resumed from checkpoint {resumed.number} at {resumed.target_words} target words")
         journal.say(f"{self.flat.size} parameters, {workers} workers, {shards} shards, mode {self.recipe.training.mode}; run folder {path}")
         journal.say(f"device: {self.model.device}; kernels: {ops.IN_USE}")
-        return journal, Validation(self.recipe.validation, self.model, self.flat, self.data, run, journal)
+        validation = Validation(self.recipe.validation, self.model, self.flat, self.data, run, journal)
+        if resumed is not None:
+            validation.load(resumed.validation)
+        return journal, validation
 
 
 def choose_device(recipe: Recipe, local_worker: int) -> torch.device:

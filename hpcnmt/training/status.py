@@ -58,10 +58,10 @@ class RankStatus:
 class RankReport:
     """The reports of rank number `rank`, which does `activity`, into the folder `run`; set `counters` once there is something to count."""
 
-    def __init__(self, run: Path, activity: Activity, rank: int = 0, every_s: float = EVERY_S) -> None:
+    def __init__(self, run: Path, activity: Activity, rank: int = 0, every_s: float = EVERY_S, resumes: bool = False) -> None:
         self.run, self.activity, self.rank, self.every_s = run, activity, rank, every_s
         self.counters: Callable[[], Counters] = dict
-        self.is_ours = not run.exists()
+        self.is_ours = resumes or not run.exists()
         self._begin_s = time.time()
         self._ending = ("running", "")
         self._lock = threading.Lock()
@@ -126,12 +126,12 @@ class RankReport:
 
 
 @contextmanager
-def rank_report(run: Path, activity: Activity, rank: int = 0) -> Iterator[RankReport]:
+def rank_report(run: Path, activity: Activity, rank: int = 0, resumes: bool = False) -> Iterator[RankReport]:
     """Reports while the block runs, and how it ended; writes the trace where `activity` keeps one.
 
-    Enter before any rank may have made `run`: with several ranks, before they first wait for each other.
+    Enter before any rank may have made `run`: with several ranks, before they first wait for each other. `resumes`: `run` may exist.
     """
-    report = RankReport(run, activity, rank)
+    report = RankReport(run, activity, rank, resumes=resumes)
     try:
         yield report
     except BaseException as error:

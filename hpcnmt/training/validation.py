@@ -6,8 +6,9 @@ What is validated is what is saved: one consistent set of parameters, never a wo
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -27,6 +28,10 @@ from hpcnmt.training.run_folder import RunFolder
 BATCH_WORDS = 2000
 
 
+class Interrupted(Exception):
+    """A validation was given up half-way."""
+
+
 class Validation:
     """Validates snapshots with `model`, whose own parameters are put back afterwards."""
 
@@ -39,6 +44,17 @@ class Validation:
         self.best: dict[str, float] = {}
         self.stalled = 0
         self.seconds = 0.0
+        self.is_interrupted: Callable[[], bool] = lambda: False
+        """Asked between batches: whether a validation under way is to be given up."""
+
+    def facts(self) -> dict[str, Any]:
+        """What a checkpoint holds of the validations so far."""
+        return {"best": self.best, "stalled": self.stalled, "validating_s": self.seconds}
+
+    def load(self, facts: Mapping[str, Any]) -> None:
+        """Goes on from a checkpoint."""
+        self.best = {str(name): float(score) for name, score in facts["best"].items()}
+        self.stalled, self.seconds = int(facts["stalled"]), float(facts["validating_s"])
 
     @property
     def should_stop(self) -> bool:
@@ -55,14 +71,19 @@ class Validation:
     ) -> dict[str, float]:  # fmt: skip
         """Validates the parameters `snapshot` [parameters]; keeps the best, and the last one as final.safetensors.
 
-        `clock` goes into the record: another time than that of this machine.
+        `clock` goes into the record: another time than that of this machine. Raises Interrupted, with everything as it was before.
         """
         begin = time.monotonic()
         replica = self.flat.values.clone()
         self.flat.values.copy_(snapshot)
         self.model.eval()
-        translation_scores, signatures = self._translation_scores()
-        scores = {"cross_entropy": self._cross_entropy()} | translation_scores
+        try:
+            translation_scores, signatures = self._translation_scores()
+            scores = {"cross_entropy": self._cross_entropy()} | translation_scores
+        except Interrupted:
+            self.model.train()
+            self.flat.values.copy_(replica)
+            raise
         improved = {name for name, score in scores.items() if self._is_best(name, score)}
         if self.config.keep_best_by in improved:
             self.run.save_model(self.flat.named_views(self.flat.values), "model")
@@ -85,15 +106,21 @@ class Validation:
         self.best[name] = score
         return True
 
+    def _look_up(self) -> None:
+        if self.is_interrupted():
+            raise Interrupted("the validation was given up, because the run is to end")
+
     def _cross_entropy(self) -> float:
         loss, words = 0.0, 0
         for batch in ordered_batches(self.corpus, BATCH_WORDS):
+            self._look_up()
             arguments = (batch.source_ids, batch.source_lengths, batch.target_ids, batch.target_lengths)
             loss += float(self.model.sentence_cross_entropy(*arguments).sum())
             words += batch.target_words
         return loss / words
 
     def _translation_scores(self) -> tuple[dict[str, float], dict[str, str]]:
-        found = translate_lines(self.model, self.vocabularies, self.sources, BeamConfig(self.config.beam))
+        beam = BeamConfig(self.config.beam)
+        found = translate_lines(self.model, self.vocabularies, self.sources, beam, between=self._look_up)
         hypotheses = [translations[0].text for translations in found]
         return corpus_scores(hypotheses, self.references)

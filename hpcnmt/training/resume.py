@@ -1,0 +1,99 @@
+"""Going on with a run from its newest complete checkpoint: what may have changed since, and what every rank begins with.
+
+Called by the command (before ranks start), and by rank 0 of a run, which alone decides on the checkpoint; the others are told its number.
+Invariant: nothing is changed in the run folder before all checks have passed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from hpcnmt.config import from_mapping
+from hpcnmt.training.checkpoint import BEST, say
+from hpcnmt.training.checkpoint_files import Checkpoint, newest_complete
+from hpcnmt.training.recipe import Recipe
+from hpcnmt.training.run_folder import RunFolder, refuse_existing
+
+MAY_CHANGE = (
+    "training.max_target_words", "training.threads", "training.device", "training.trace", "training.ring_slots", "training.record",
+    "validation.every_words", "validation.beam", "validation.patience", "loader.prefetch_batches", "loader.max_epochs",
+    "schedule.learning_rate", "worker.delay", "checkpoint", "deadlines", "divergence", "sync",
+)  # fmt: skip
+"""Options that a resumed run may have other values of; also --workers and --shards."""
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """What the rank with the journal goes on from: checkpoint `number` at `target_words`, whose facts of worker 0 are `worker`."""
+
+    number: int
+    target_words: int
+    worker: dict[str, Any]
+    best: Path | None
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint) -> Resumed:
+        """What a checkpoint says. Raises ValueError when its best model is damaged."""
+        return cls(checkpoint.number, checkpoint.words, checkpoint.facts("worker-0"), checkpoint.linked(BEST))
+
+    @property
+    def journal(self) -> dict[str, Any]:
+        """See Journal.facts."""
+        return dict(self.worker["journal"])
+
+    @property
+    def validation(self) -> dict[str, Any]:
+        """See Validation.facts."""
+        return dict(self.worker["validation"])
+
+    def lost_words(self, run: Path) -> int:
+        """Target words that were trained beyond the checkpoint, as far as the records of `run` say."""
+        if not (run / "metrics.jsonl").is_file():
+            return 0
+        return max([record.get("target_words", 0) - self.target_words for record in RunFolder(run).records()], default=0)
+
+
+def is_finished(run: Path) -> bool:
+    """Whether `run` has ended by itself: nothing is left to resume."""
+    if not (run / "final.safetensors").is_file() or not (run / "metrics.jsonl").is_file():
+        return False
+    return any(record["kind"] == "end" for record in RunFolder(run).records())
+
+
+def check_run(run: Path, recipe: Recipe, resume: bool) -> Checkpoint | None:
+    """The checkpoint that a training into `run` goes on from, None to begin. Raises ValueError for an existing run that it does not fit."""
+    if not resume:
+        refuse_existing(run)
+    if not (run / "config.json").exists():
+        return None
+    checkpoint = newest_complete(run, say=say)
+    if checkpoint is not None:
+        _check_same(run, recipe)
+    return checkpoint
+
+
+def _check_same(run: Path, recipe: Recipe) -> None:
+    path = run / "config.json"
+    try:
+        content = json.loads(path.read_text("utf-8"))
+        content.pop("context")
+        content["model"] |= {"vocabulary_size": recipe.model.vocabulary_size, "source_vocabulary_size": recipe.model.source_vocabulary_size}
+        before = asdict(from_mapping(Recipe, content))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is not the configuration of a run ({error})") from error
+    for name, found, expected in _differences(asdict(recipe), before):
+        if not any(name == may or name.startswith(f"{may}.") for may in MAY_CHANGE):
+            raise ValueError(f"found {name}={found}, expected {expected} as in {path}: resume with the recipe of the run, or choose another --run")
+
+
+def _differences(found: dict[str, Any], expected: dict[str, Any], path: str = "") -> Iterator[tuple[str, Any, Any]]:
+    for key, value in found.items():
+        other = expected.get(key)
+        if isinstance(value, dict) and isinstance(other, dict):
+            yield from _differences(value, other, f"{path}{key}.")
+        elif value != other:
+            yield f"{path}{key}", value, other
