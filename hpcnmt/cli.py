@@ -61,6 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--run", type=Path, required=True, help="new folder for this run")
     train.add_argument("--workers", type=int, help="default 2; not in mode plain")
     train.add_argument("--shards", type=int, help="default 1; not in modes plain and sync")
+    train.add_argument("--resume", action="store_true", help="go on from the newest checkpoint of RUN; begin where there is none")
     train.add_argument("--set", action="append", default=[], metavar="SECTION.OPTION=VALUE", help="change an option of the recipe")
     train.add_argument("--trace", action="store_true", help="write what every rank does when to RUN/trace (training.trace=true)")
     _inference_commands(commands)
@@ -164,7 +165,7 @@ def _train(arguments: argparse.Namespace) -> int:
     from hpcnmt.config import load_recipe, override
     from hpcnmt.training.launch import is_launched
     from hpcnmt.training.recipe import build_recipe
-    from hpcnmt.training.run_folder import refuse_existing
+    from hpcnmt.training.resume import check_run, is_finished
 
     recipe = build_recipe(override(load_recipe(arguments.recipe), arguments.set + ["training.trace=true"] * arguments.trace))
     mode = recipe.training.mode
@@ -174,9 +175,14 @@ def _train(arguments: argparse.Namespace) -> int:
         raise ValueError("--shards has no effect with training.mode=sync, whose workers all hold the parameters: remove it")
     workers = 1 if mode == "plain" else 2 if arguments.workers is None else arguments.workers
     shards = 0 if mode == "sync" else 1 if arguments.shards is None else arguments.shards
+    if arguments.resume and mode == "virtual":
+        raise ValueError("--resume has no effect with training.mode=virtual, which makes no checkpoints: remove it and choose a new --run")
+    if arguments.resume and is_finished(arguments.run):
+        sys.stderr.write(f"hpcnmt: the run {arguments.run} is finished already: nothing is left to train\n")
+        return 0
     if mode in ("async", "sync") and is_launched(mode):
-        return _train_rank(recipe, arguments.data, arguments.run, workers, shards)
-    refuse_existing(arguments.run)
+        return _train_rank(recipe, arguments.data, arguments.run, workers, shards, arguments.resume)
+    check_run(arguments.run, recipe, arguments.resume)
     if mode in ("async", "sync"):
         return _start_ranks(recipe, arguments.data, workers, shards)
     from hpcnmt.doctor import launched_size
@@ -187,7 +193,7 @@ def _train(arguments: argparse.Namespace) -> int:
     if launched := launched_size(os.environ):
         raise ValueError(f"training.mode={mode} is one process, but the launcher started {launched}: start it without mpiexec or srun")
     if mode == "plain":
-        train_plain(recipe, arguments.data, arguments.run)
+        return train_plain(recipe, arguments.data, arguments.run, arguments.resume)
     else:
         train_virtual(recipe, arguments.data, arguments.run, workers, shards)
     return 0
@@ -206,19 +212,19 @@ def _start_ranks(recipe: Recipe, data: Path, workers: int, shards: int) -> int:
     return start_ranks(sys.argv[1:], workers + shards, recipe.training.threads)
 
 
-def _train_rank(recipe: Recipe, data: Path, run: Path, workers: int, shards: int) -> int:
+def _train_rank(recipe: Recipe, data: Path, run: Path, workers: int, shards: int, resume: bool) -> int:
     """One rank: any error ends the whole job, because the others would wait for this rank until their deadlines."""
-    from hpcnmt.training.launch import abort, is_first
+    from hpcnmt.training.launch import abort, end_world, is_first
 
     try:
         if recipe.training.mode == "sync":
             from hpcnmt.training import synchronous
 
-            synchronous.run_rank(recipe, data, run, workers)
+            code = synchronous.run_rank(recipe, data, run, workers, resume)
         else:
             from hpcnmt.training import asynchronous
 
-            asynchronous.run_rank(recipe, data, run, workers, shards)
+            code = asynchronous.run_rank(recipe, data, run, workers, shards, resume)
     except BaseException as error:
         by_user = isinstance(error, (ValueError, OSError))
         if by_user:
@@ -229,7 +235,7 @@ def _train_rank(recipe: Recipe, data: Path, run: Path, workers: int, shards: int
         sys.stderr.flush()
         time.sleep(TO_BE_HEARD_S)
         return abort(recipe.training.mode, USER_ERROR if by_user else 1)
-    return 0
+    return end_world(recipe.training.mode, code)
 
 
 def _translate(arguments: argparse.Namespace) -> int:

@@ -68,6 +68,12 @@ class Loader:
         self._thread = threading.Thread(target=self._produce, args=(self.epoch, self._next_index), name="loader", daemon=True)
         self._thread.start()
 
+    @classmethod
+    def resumed(cls, corpus: TokenCorpus, config: LoaderConfig, rank: int, world: int, states: list[State]) -> Loader:
+        if len(states) != world:
+            raise ValueError("resuming with another number of workers is on its way")
+        return cls(corpus, config, rank, world, states[rank])
+
     def state(self) -> State:
         """Position after the last batch handed out."""
         return self._identity | {"epoch": self.epoch, "next_index": self._next_index}

@@ -245,7 +245,10 @@ class Exchange:
         return raised
 
     def wait_for_farewells(self, meanwhile: Callable[[], None] = lambda: None) -> None:
-        """Calls `meanwhile` now and then, and waits until every worker has left, so that the final snapshot stands on all shards; for any time while others still train."""
+        """Waits until every worker has left, so that the final snapshot stands on all shards; for any time while others still train.
+
+        Calls `meanwhile` now and then.
+        """
         layout = self.transport.layout
         for shard in range(layout.shards):
             while int((header := self._header(shard))[SNAPSHOT]) != FINAL_SNAPSHOT:

@@ -4,12 +4,13 @@
 into ring slot (v+1) % K; then the version word, then the applied-sequence word (which gives the slot back to the worker). It never waits
 for a worker.
 
-Consistent cut: shard 0 raises a cut number every `cut_words` target words. A push marked with the cut is its worker's last before it; later
-pushes are held until every worker's marked push (or farewell) is applied; then the state is copied into the snapshot slot. The next cut
-is raised only after worker 0 has read the last one. What a cut is for stands in its word (layout.py): VALIDATE fills the snapshot slot, SAVE
-hands the whole state to `save` (shard_state.py), END is the last cut of a run that will be resumed. A worker that stays silent would hold the others: after `cut_deadline_s` shard 0 alone
-decides to cancel the cut; the workers carry its decision to the other shards, and no cut is raised until every worker has been heard again.
-A shard that had published the cancelled cut already keeps it unread: worker 0 reads only what stands on ALL shards.
+Consistent cut: shard 0 raises a cut every `cut_words` target words, every `save_every_s`, and when a rank is asked to end. A push marked
+with the cut is its worker's last before it; later pushes are held until every worker's marked push (or farewell) is applied; then the cut
+stands (its word says what for, see layout.py): VALIDATE fills the snapshot slot, SAVE hands the whole state to `save` (shard_state.py),
+END is the last cut of a run that will be resumed. The next cut is raised only after worker 0 has read the last one. A worker that stays
+silent would hold the others: after `cut_deadline_s` shard 0 alone decides to cancel the cut; the workers carry its decision to the other
+shards, and no cut is raised until every worker has been heard again. A shard that had published the cancelled cut already keeps it unread:
+worker 0 reads only what stands on ALL shards.
 
 Words are counted twice: `words`, all that was received, is what others see and what cuts stand on, for it is the same on all shards once
 the same pushes are applied; `update.words`, what the optimizer has stepped by, lags by the pushes in the buffer (policy.py). A cut leaves

@@ -51,13 +51,13 @@ def live_state(shard: Shard, cut: int) -> ShardState:
     facts = {
         "begin": begin, "end": end, "cut": cut, "version": shard.version, "words": shard.words, "stalls": shard.stalls,
         "next_cut_words": shard.next_cut_words, "taken": list(shard.taken), "write_backs": list(shard.write_backs),
-        "staleness": sorted(shard.staleness.items()), "next_worker": shard.next_worker,
+        "staleness": [list(pair) for pair in sorted(shard.staleness.items())], "next_worker": shard.next_worker,
     }  # fmt: skip
     return ShardState(tensors, facts | shard.update.facts() | shard.buffer.facts())
 
 
 def load(shard: Shard, states: Sequence[ShardState]) -> None:
-    """Puts `shard`, which has not served yet, back to the cut of `states`, those of all shards of the run. ValueError if they do not fit."""
+    """Puts `shard`, which has not served yet, back to the cut of `states`, those of all shards. ValueError if they do not fit."""
     begin, end = shard.layout.slices()[shard.index]
     parts = _overlapping(states, begin, end, shard.layout.parameters)
     largest = max(parts, key=lambda part: part[2] - part[1])[0]
@@ -71,7 +71,7 @@ def load(shard: Shard, states: Sequence[ShardState]) -> None:
         for name in largest.tensors
     }
     if shard.update.ema is not None and "ema" not in tensors:
-        raise ValueError("the checkpoint holds no moving average, expected one with training.ema_alpha above 0: resume with the run's recipe")
+        raise ValueError("found no moving average in the checkpoint, expected one with training.ema_alpha above 0: keep the run's recipe")
     _adopt(shard, tensors, facts)
 
 
@@ -80,7 +80,7 @@ def _overlapping(states: Sequence[ShardState], begin: int, end: int, parameters:
     ordered = sorted(states, key=lambda state: state.begin)
     bounds = [0] + [state.end for state in ordered]
     if [state.begin for state in ordered] + [parameters] != bounds:
-        raise ValueError(f"the checkpoint has slices that end at {bounds[1:]}, expected them to tile {parameters} parameters: is it of this model?")
+        raise ValueError(f"found slices that end at {bounds[1:]}, expected them to tile {parameters} parameters: is it of this model?")
     if len({(state.facts["cut"], state.facts["words"]) for state in ordered}) != 1:
         raise ValueError("the shards of the checkpoint stand on different cuts, expected one: it is damaged")
     parts = [(state, max(begin, state.begin), min(end, state.end)) for state in ordered]

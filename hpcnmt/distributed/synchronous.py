@@ -24,7 +24,7 @@ from hpcnmt.distributed.worker import BatchCounts, sum_counts
 from hpcnmt.optim.update import Update
 from hpcnmt.optim.window import GradientWindow
 
-COUNTS = 6  # target words, source words, sentences, loss, whether rank 0 asks to stop, whether its last validation has stalled
+COUNTS = 8  # target words, source words, sentences, loss; asked to stop, validation has stalled, asked to save, to save and end
 
 
 @dataclass(frozen=True)
@@ -129,6 +129,8 @@ class SynchronousLoop:
         self.buckets = BucketedSum(collective, gradient, bounds)
         self.windows = self.source_words = 0
         self.ask_to_stop = self.stopped = self.stalled = False
+        self.ask_to_save = self.ask_to_end = False  # set on any rank before a window
+        self.told_to_save = self.told_to_end = False  # of the last window, the same on all ranks: save after it, save and leave
         self._mean = torch.empty_like(gradient)  # the clipped sum, as `update` takes it
         self._counts = torch.empty(COUNTS, dtype=torch.float64, device=gradient.device)
         self._counting: Handle | None = None
@@ -150,7 +152,8 @@ class SynchronousLoop:
             self.collective.finish(self._counting)
             self._counting = None
             self.buckets.finish()
-        target_words, source_words, sentences, loss_sum, stop, stalled = self._counts.tolist()
+        target_words, source_words, sentences, loss_sum, stop, stalled, save, end = self._counts.tolist()
+        self.told_to_save, self.told_to_end = save > 0, end > 0
         total = BatchCounts(round(target_words), round(source_words), round(sentences), loss_sum)
         self.stopped = stop > 0
         if stalled > 0:
@@ -184,7 +187,7 @@ class SynchronousLoop:
     def _start_counts(self, counts: BatchCounts) -> None:
         if self._counting is not None:
             raise RuntimeError("found a second call of LastBatch.counted in one window, expected one after the forward pass")
-        said = (float(self.ask_to_stop), float(self.stalled))
+        said = (float(self.ask_to_stop), float(self.stalled), float(self.ask_to_save), float(self.ask_to_end))
         values = (counts.target_words, counts.source_words, counts.sentences, counts.loss_sum, *said)
         self._counts.copy_(torch.tensor(values, dtype=torch.float64))
         self._counting = self.collective.start_sum(self._counts, "counts")

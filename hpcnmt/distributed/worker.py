@@ -186,7 +186,7 @@ class WorkerLoop:
     def resume(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any], cut: int, snapshot_read: int) -> None:
         """Takes the place of `start` at the cut of word `cut`: goes on after the last window before it.
 
-        Facts without "sequence" and tensors without "replica" (the run had other workers or shards) let a worker begin there with nothing of its own.
+        Without "sequence" and "replica" (the run had other workers or shards) it begins there with nothing of its own.
         """
         self.exchange.resume(int(facts.get("sequence", 0)), cut, snapshot_read)
         self.exchange.stalls, self.sum.dropped = int(facts["stalls"]), int(facts.get("dropped", 0))
@@ -286,6 +286,7 @@ class WorkerLoop:
         """
         self.complete()
         self.call(self.exchange.farewell)
+        self._sequence = self.exchange.sequence
         if self.exchange.worker == 0 or self.out_of_data:
             self.call(self.exchange.wait_for_farewells, meanwhile)
 

@@ -19,7 +19,7 @@ from mpi4py import MPI
 from torch import Tensor
 
 from hpcnmt.data.corpus import TokenCorpus
-from hpcnmt.data.loader import Loader, pool
+from hpcnmt.data.loader import Loader
 from hpcnmt.distributed import shard_state
 from hpcnmt.distributed.activity import Activity
 from hpcnmt.distributed.exchange import Exchange
@@ -32,12 +32,13 @@ from hpcnmt.optim.local import LocalOptimizer
 from hpcnmt.training.checkpoint import Committer, Saver, random_state, restore_random_state
 from hpcnmt.training.checkpoint_files import Checkpoint, open_checkpoint, remove_temporary
 from hpcnmt.training.exits import FAILED, FINISHED, SAVED
+from hpcnmt.training.journal import Journal
 from hpcnmt.training.recipe import Recipe
 from hpcnmt.training.resume import Resumed, check_run
 from hpcnmt.training.setup import Trainee, check_sizes, choose_device
 from hpcnmt.training.signals import EndRequest
 from hpcnmt.training.status import Counters, RankReport, rank_report, shard_counters
-from hpcnmt.training.validation import Interrupted
+from hpcnmt.training.validation import Interrupted, Validation
 
 REJECTS_WORTH_A_WORD = 0.02
 """Repeated pulls for each good one, above which the run says what to change."""
@@ -71,6 +72,8 @@ def run_rank(recipe: Recipe, data: Path, run: Path, workers: int, shards: int, r
         report.freeze_counters()  # those of a shard look at its window memory
         with report.activity("wait", "the end of all ranks"):
             windows.free()
+        if rank == 0:
+            remove_temporary(run)  # of checkpoints that were given up
     return code
 
 
@@ -141,7 +144,8 @@ class _Worker:
         report.counters = self._counters
         tensors, self.facts = self._resumed()
         self.loader = self._open_loader()
-        self.journal, self.validation = None, None
+        self.journal: Journal | None = None
+        self.validation: Validation | None = None
         if exchange.worker == 0:
             self._open_run(run)
         with report.activity("wait", "the first parameters"):
@@ -178,15 +182,14 @@ class _Worker:
         if checkpoint is None:
             return Loader(corpus, config, mine, layout.workers)
         states = [checkpoint.facts(name)["loader"] for name in self.saving.parts("worker")]
-        if len(states) == layout.workers:
-            return Loader(corpus, config, mine, layout.workers, states[mine])
-        return Loader(corpus, config, mine, layout.workers, pool(states, corpus, config, layout.workers)[mine])
+        return Loader.resumed(corpus, config, mine, layout.workers, states)
 
     def _begin(self, tensors: Mapping[str, Tensor]) -> None:
         if self.saving.checkpoint is None:
             self.loop.start(initial=self.exchange.worker == 0)
             return
-        self.source_words, self.target_words, self.windows = (self.facts.get(name, 0) for name in ("source_words", "target_words", "windows"))
+        counted = (self.facts.get(name, 0) for name in ("source_words", "target_words", "windows"))
+        self.source_words, self.target_words, self.windows = counted
         self.validation_due = self.facts.get("validation_due", False)
         for name, seconds in self.facts.get("activity", {}).items():
             self.activity.seconds[name] += seconds
@@ -210,7 +213,7 @@ class _Worker:
         }  # fmt: skip
 
     def train(self) -> int:
-        """All windows, then the orderly end; worker 0 validates the final snapshot, unless the run will be resumed. Returns the exit code."""
+        """All windows, then the orderly end; worker 0 validates the final snapshot, unless the run will be resumed. The exit code."""
         exchange, loop = self.exchange, self.loop
         while exchange.global_words < self.trainee.recipe.training.max_target_words and not exchange.stopped:
             exchange.ask_to_end = self.saving.request.requested
@@ -246,7 +249,8 @@ class _Worker:
             return FINISHED
         number = cut_number(self.exchange.cut_marked)
         if self.committer.committed == number:
-            self.journal.say(f"saved checkpoint {number} ({self.saving.request.reason or 'another rank was told to end'}): go on with --resume")
+            reason = self.saving.request.reason or "another rank was told to end"
+            self.journal.say(f"saved checkpoint {number} ({reason}): go on with --resume")
             return SAVED
         return FAILED
 
@@ -262,17 +266,18 @@ class _Worker:
         number, facts = cut_number(cut), self.loop.facts() | {
             "windows": self.windows, "source_words": self.source_words, "target_words": self.target_words, "loader": self.loader.state(),
         }  # fmt: skip
-        then = _nothing
+        links: dict[str, Path] = {}
         if self.journal is not None and self.validation is not None:
             due = bool(cut & VALIDATE) or self.validation_due
             facts |= {"validation_due": due, "journal": self.journal.facts(), "validation": self.validation.facts()}
             facts["activity"] = dict(self.activity.seconds)
-            links = self.committer.link_best(number)
+            links = self.committer.link_best(number) if cut & END or not self.saving.saver.is_busy else {}
 
-            def then() -> None:
+        def commit() -> None:
+            if self.journal is not None:
                 self.committer.commit(number, links, None, lambda: self.exchange.cut_cancelled >= cut)
 
-        self.saving.saver.take(number, self.loop.tensors() | random_state(), facts, bool(cut & END), then)
+        self.saving.saver.take(number, self.loop.tensors() | random_state(), facts, bool(cut & END), commit)
 
     def _save_while_waiting(self) -> None:
         """A worker whose data has ended has no push to mark a cut with, but belongs into its checkpoint."""
@@ -323,7 +328,3 @@ class _Worker:
                 f"{self.exchange.rejected_pulls} pulls of a slice, beside {self.exchange.pulls} good ones, were overrun by updates: "
                 "raise training.ring_slots"
             )
-
-
-def _nothing() -> None:
-    """Only worker 0 commits."""

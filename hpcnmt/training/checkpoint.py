@@ -1,9 +1,9 @@
 """Checkpoints while training goes on: a rank copies its state in memory at a cut, and a thread of its own writes it.
 
-Every rank has a `Saver`; that of worker 0 also commits the checkpoint once the parts of all ranks are there (checkpoint_files.py). Invariants:
-nobody waits for a disk but a run that is about to end; a part is written from copies, never from what is being trained; a checkpoint that
-cannot be written whole (full disk, a rank that is gone, a cut that was cancelled) is given up with one line and training goes on. The copies
-are kept from one checkpoint to the next: fresh memory would cost more than the copying.
+Every rank has a `Saver`; that of worker 0 also commits the checkpoint once the parts of all ranks are there (checkpoint_files.py).
+Invariants: nobody waits for a disk but a run that is about to end; a part is written from copies, never from what is being trained; a
+checkpoint that cannot be written whole (full disk, a rank that is gone, a cut that was cancelled) is given up with one line and training
+goes on. The copies are kept from one checkpoint to the next: fresh memory would cost more than the copying.
 Used by asynchronous.py, synchronous.py and local.py; what is in the parts is theirs.
 """
 
@@ -43,7 +43,8 @@ class CheckpointConfig:
     def __post_init__(self) -> None:
         if self.every_s < 0 or self.before_limit_s < 0:
             raise ValueError(
-                f"found checkpoint.every_s={self.every_s} and checkpoint.before_limit_s={self.before_limit_s}, expected neither to be negative"
+                f"found checkpoint.every_s={self.every_s} and checkpoint.before_limit_s={self.before_limit_s}, "
+                "expected neither to be negative"
             )
         if self.keep < 1:
             raise ValueError(f"checkpoint.keep is {self.keep}, expected at least 1")
@@ -78,6 +79,11 @@ class Saver:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._job: Future[None] | None = None
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether an older part is still being written, or the checkpoint that it belongs to not complete yet."""
+        return self._job is not None and not self._job.done()
+
     def take(
         self, number: int, tensors: Mapping[str, Tensor], facts: Mapping[str, Any], must: bool = False,
         then: Callable[[], None] = lambda: None,
@@ -86,12 +92,13 @@ class Saver:
 
         While an older part is still being written this one is left out with one line, unless it `must` be taken: then this waits.
         """
-        if self._job is not None and not self._job.done():
-            if not must:
-                self.failed += 1
-                say(f"{self.name} is still writing an older checkpoint and leaves out number {number}: raise checkpoint.every_s")
-                return
+        if self._job is not None and must:
             self._job.result()
+        if self.is_busy:
+            self.failed += 1
+            say(f"{self.name} is still writing an older checkpoint and leaves out number {number}: raise checkpoint.every_s")
+            mark_failed(part_folder(self.run, number), self.name)
+            return
         part = Part({name: self._copy(name, tensor) for name, tensor in tensors.items()}, dict(facts))
         self._job = self._thread.submit(self._write, number, part, then)
 
@@ -105,9 +112,10 @@ class Saver:
         folder = part_folder(self.run, number)
         try:
             write_part(folder, self.name, part)
-        except OSError as error:
+        except Exception as error:  # whatever it is: in this thread nobody else would hear of it
             self.failed += 1
-            say(f"{self.name} cannot save checkpoint {number}: {error.strerror or error}; training goes on with the last one")
+            reason = error.strerror if isinstance(error, OSError) and error.strerror else f"{type(error).__name__}: {error}"
+            say(f"{self.name} cannot save checkpoint {number}: {reason}; training goes on without it")
             mark_failed(folder, self.name)
         then()
 
@@ -134,7 +142,9 @@ class Committer:
         """Number of the last complete checkpoint of this process."""
 
     def link_best(self, number: int) -> dict[str, Path]:
-        """A second name for the best model as it is now, which the checkpoint will take over."""
+        """A second name for the best model as it is now, which the checkpoint will take over; replaces one that was never used."""
+        for unused in self.run.glob(".best-*.part"):
+            unused.unlink(missing_ok=True)
         best = self.run / BEST
         if not best.is_file():
             return {}
@@ -181,6 +191,6 @@ class Committer:
                 return "its cut was cancelled, because a worker was silent for too long"
             if time.monotonic() - begin > self.limit_s:
                 missing = [name for name in self.names if not is_whole(folder, [name])]
-                return f"waited {self.limit_s:.0f} s for the parts of {', '.join(missing)}, expected all: raise deadlines.peer_s if they are only slow"
+                return f"waited {self.limit_s:.0f} s for the parts of {', '.join(missing)}: raise deadlines.peer_s if they are only slow"
             time.sleep(POLL_S)
         return ""

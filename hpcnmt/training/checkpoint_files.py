@@ -318,6 +318,11 @@ class Checkpoint:
         return about
 
 
+def open_checkpoint(run: Path, number: int) -> Checkpoint:
+    """Checkpoint `number` of `run`. Raises ValueError when it is not there or damaged."""
+    return Checkpoint(checkpoints_folder(run) / _name(number))
+
+
 def newest_complete(run: Path, below_words: int | None = None, say: Callable[[str], None] | None = None) -> Checkpoint | None:
     """The newest checkpoint of `run` that is complete (with fewer than `below_words` words); `say` hears of each that is damaged."""
     for number in _numbers(run):

@@ -6,10 +6,12 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from hpcnmt.distributed.collective import is_started_by_torchrun
 
+LAST_S = 1.0
 RANK_VARIABLES = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "SLURM_STEP_NUM_TASKS")
 
 
@@ -34,6 +36,18 @@ def abort(mode: str, code: int) -> int:
     from mpi4py import MPI
 
     MPI.COMM_WORLD.Abort(code)
+    return code
+
+
+def end_world(mode: str, code: int) -> int:
+    """The orderly end of a rank; one with another code than 0 leaves after the others, so that srun -K ends none of them before."""
+    if not (mode == "sync" and is_started_by_torchrun()):
+        from mpi4py import MPI
+
+        if not MPI.Is_finalized():
+            MPI.Finalize()
+    if code:
+        time.sleep(LAST_S)
     return code
 
 

@@ -16,11 +16,16 @@ from hpcnmt.distributed.worker import BatchCounts, window_counts
 from hpcnmt.optim.local import LocalOptimizer
 from hpcnmt.optim.update import Update
 from hpcnmt.optim.window import GradientWindow
+from hpcnmt.training.checkpoint_files import Checkpoint
+from hpcnmt.training.exits import FINISHED
 from hpcnmt.training.journal import Journal
+from hpcnmt.training.process_state import ProcessState
 from hpcnmt.training.recipe import Recipe
+from hpcnmt.training.resume import Resumed, check_run
 from hpcnmt.training.setup import Trainee, choose_device
+from hpcnmt.training.signals import EndRequest
 from hpcnmt.training.status import RankReport, rank_report, shard_counters
-from hpcnmt.training.validation import Validation
+from hpcnmt.training.validation import Interrupted, Validation
 
 
 def end_run(
@@ -41,23 +46,32 @@ def end_run(
     journal.close()
 
 
-def train_plain(recipe: Recipe, data: Path, run: Path) -> None:
-    """tau batches, one update, in this process: the same model, batches, clipping and update rule as the engine's."""
-    with rank_report(run, Activity(trace=recipe.training.trace)) as report:
-        _train_plain(recipe, data, run, report)
+def train_plain(recipe: Recipe, data: Path, run: Path, resume: bool = False) -> int:
+    """tau batches, one update, in this process: the same model, batches, clipping and update rule as the engine's; the exit code."""
+    with EndRequest(recipe.checkpoint.before_limit_s, asks_squeue=True) as request:
+        with rank_report(run, Activity(trace=recipe.training.trace), resumes=resume) as report:
+            return _train_plain(recipe, data, run, report, request, check_run(run, recipe, resume))
 
 
-def _train_plain(recipe: Recipe, data: Path, run: Path, report: RankReport) -> None:
+def _train_plain(recipe: Recipe, data: Path, run: Path, report: RankReport, request: EndRequest, checkpoint: Checkpoint | None) -> int:
     activity = report.activity
     trainee = Trainee.build(recipe, data, choose_device(recipe, 0))
     trainee.seed_worker(0)
     recipe, flat = trainee.recipe, trainee.flat
-    journal, validation = trainee.open_run(run, 1, 0, "none")
-    loader = Loader(TokenCorpus(data, "train"), recipe.loader, 0, 1)
+    journal, validation = trainee.open_run(run, 1, 0, "none", Resumed.of(checkpoint) if checkpoint else None)
     update = Update(flat.size, recipe.update, flat.values.device)
-    update.start(flat.values)
     window, wire = GradientWindow(flat.gradients, recipe.worker.clip_norm), torch.empty_like(flat.gradients)
-    next_validation, windows, source_words = recipe.validation.every_words, 0, 0
+    state = ProcessState(run, 0, 1, flat.values, update, recipe.checkpoint, recipe.deadlines.peer_s)
+    facts = state.resume(checkpoint)
+    loader = state.open_loader(TokenCorpus(data, "train"), recipe.loader, checkpoint)
+    next_validation, windows = facts.get("next_validation", recipe.validation.every_words), facts.get("windows", 0)
+    source_words, window.dropped = facts.get("source_words", 0), facts.get("dropped", 0)
+    validation.is_interrupted = lambda: request.requested
+
+    def save(must: bool) -> None:
+        facts = {"next_validation": next_validation, "windows": windows, "source_words": source_words, "dropped": window.dropped}
+        state.save(facts | {"journal": journal.facts(), "validation": validation.facts(), "loader": loader.state()}, must)
+
     report.counters = lambda: {"windows": windows, "target_words": update.words, "dropped_windows": window.dropped}
 
     def compute() -> BatchCounts | None:
@@ -75,15 +89,26 @@ def _train_plain(recipe: Recipe, data: Path, run: Path, report: RankReport) -> N
         windows += 1
         source_words += total.source_words
         journal.training(update.words, total.loss_sum / total.target_words)
-        if update.words >= next_validation:
+        if update.words >= next_validation and not request.requested:
+            try:
+                with activity("validate"):
+                    validation.evaluate(update.published(flat.values), update.words)
+            except Interrupted:
+                continue  # it is due still
             next_validation = update.words + recipe.validation.every_words
-            with activity("validate"):
-                validation.evaluate(update.published(flat.values), update.words)
             if validation.has_stalled:
                 update.note_stall()
+        if request.requested:
+            save(must=True)
+            return state.leave(journal, loader, request.reason)
+        if state.is_due:
+            save(must=False)
+    validation.is_interrupted = lambda: False
     with activity("validate"):
         validation.evaluate(update.published(flat.values), update.words, final=True)
+    state.saver.close()
     end_run(journal, validation, update.words, [loader], {"dropped_windows": window.dropped}, source_words)
+    return FINISHED
 
 
 def train_virtual(recipe: Recipe, data: Path, run: Path, workers: int, shards: int) -> None:

@@ -54,7 +54,7 @@ class Resumed:
         """Target words that were trained beyond the checkpoint, as far as the records of `run` say."""
         if not (run / "metrics.jsonl").is_file():
             return 0
-        return max([record.get("target_words", 0) - self.target_words for record in RunFolder(run).records()], default=0)
+        return max([0, *(record.get("target_words", 0) - self.target_words for record in RunFolder(run).records())])
 
 
 def is_finished(run: Path) -> bool:
@@ -87,7 +87,7 @@ def _check_same(run: Path, recipe: Recipe) -> None:
         raise ValueError(f"{path} is not the configuration of a run ({error})") from error
     for name, found, expected in _differences(asdict(recipe), before):
         if not any(name == may or name.startswith(f"{may}.") for may in MAY_CHANGE):
-            raise ValueError(f"found {name}={found}, expected {expected} as in {path}: resume with the recipe of the run, or choose another --run")
+            raise ValueError(f"found {name}={found}, expected {expected} as in {path}: resume with that, or choose another --run")
 
 
 def _differences(found: dict[str, Any], expected: dict[str, Any], path: str = "") -> Iterator[tuple[str, Any, Any]]:

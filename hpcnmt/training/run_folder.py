@@ -6,14 +6,16 @@ Created by the first worker (which refuses an existing folder), read by translat
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
 import shutil
+import time
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -25,7 +27,7 @@ from hpcnmt.models.build import build_model
 from hpcnmt.models.seq2seq import ModelConfig, Seq2Seq
 from hpcnmt.training.recipe import Recipe
 
-
+LOCK_WAIT_S = 30.0
 OF_A_RUN = ("metrics.jsonl", "tensorboard", "model.safetensors", "final.safetensors", "record")
 """What a run that begins anew must not find of an older one."""
 
@@ -59,6 +61,25 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._lock: IO[bytes] | None = None
+
+    def hold(self, wait_s: float = LOCK_WAIT_S) -> None:
+        """Makes this process the only one that trains into the folder, until it ends, however it ends.
+
+        After a failed node an older job may still be running, unseen by Slurm. Raises ValueError when it does not end within `wait_s`.
+        """
+        file, begin = (self.path / ".lock").open("ab"), time.monotonic()
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                self._lock = file
+                return
+            except BlockingIOError:
+                if time.monotonic() - begin > wait_s:
+                    raise ValueError(f"another process still trains into {self.path}: end it first, or choose another --run") from None
+                time.sleep(0.1)
+            except OSError:  # a file system without locks
+                return
 
     @classmethod
     def create(cls, path: Path, recipe: Recipe, prepared: Path, context: dict[str, Any]) -> RunFolder:
@@ -68,6 +89,8 @@ class RunFolder:
         """
         context = context | {"vocabulary": Vocabularies.read(prepared).digest}
         path.mkdir(parents=True, exist_ok=True)
+        run = cls(path)
+        run.hold()
         for name in OF_A_RUN:
             stale = path / name
             if stale.is_dir():
@@ -76,11 +99,13 @@ class RunFolder:
                 stale.unlink(missing_ok=True)
         (path / "config.json").write_text(json.dumps(asdict(recipe) | {"context": context}, indent=2) + "\n", "utf-8")
         copy_vocabularies(prepared, path)
-        return cls(path)
+        return run
 
     @classmethod
     def reopen(cls, path: Path, recipe: Recipe, context: dict[str, Any], resumed_from: int, best: Path | None) -> RunFolder:
         """Goes on with the run from checkpoint `resumed_from`, whose best model is the file `best`; vocabularies stay as they are."""
+        run = cls(path)
+        run.hold()
         content = json.loads((path / "config.json").read_text("utf-8"))
         before = content["context"]
         context = before | context | {"resumed_from": [*before.get("resumed_from", []), resumed_from]}
@@ -93,7 +118,7 @@ class RunFolder:
             temporary.rename(path / "model.safetensors")
         else:
             (path / "model.safetensors").unlink(missing_ok=True)
-        return cls(path)
+        return run
 
     def save_model(self, tensors: dict[str, Tensor], name: str) -> None:
         """Writes NAME.safetensors beside its place, then renames it."""

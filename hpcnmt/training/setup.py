@@ -78,7 +78,8 @@ class Trainee:
             lost_words = resumed.lost_words(path)
             run = RunFolder.reopen(path, self.recipe, context, resumed.number, resumed.best)
             journal = Journal(path, most, resumed.journal, resumed.target_words)
-            journal.record("resume", resumed.target_words, {"checkpoint": resumed.number, "lost_target_words": lost_words, "workers": workers})
+            about = {"checkpoint": resumed.number, "lost_target_words": lost_words, "workers": workers, "shards": shards}
+            journal.record("resume", resumed.target_words, about)
             journal.say(f"resumed from checkpoint {resumed.number} at {resumed.target_words} target words")
         journal.say(f"{self.flat.size} parameters, {workers} workers, {shards} shards, mode {self.recipe.training.mode}; run folder {path}")
         journal.say(f"device: {self.model.device}; kernels: {ops.IN_USE}")

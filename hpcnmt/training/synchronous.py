@@ -6,10 +6,12 @@ sum. When to end is known to all ranks alike: from the summed words, or from ran
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from hpcnmt.data.corpus import TokenCorpus
@@ -21,10 +23,16 @@ from hpcnmt.distributed.worker import BatchCounts
 from hpcnmt.optim.flat import FlatParameters
 from hpcnmt.optim.update import Update
 from hpcnmt.optim.window import GradientWindow
+from hpcnmt.training.checkpoint_files import Checkpoint, open_checkpoint, remove_temporary
+from hpcnmt.training.exits import FINISHED
 from hpcnmt.training.local import end_run
+from hpcnmt.training.process_state import ProcessState
 from hpcnmt.training.recipe import Recipe
+from hpcnmt.training.resume import Resumed, check_run
 from hpcnmt.training.setup import Trainee, choose_device
+from hpcnmt.training.signals import EndRequest
 from hpcnmt.training.status import RankReport, rank_report
+from hpcnmt.training.validation import Interrupted
 
 LONG_VALIDATION = 0.5
 """Share of deadlines.peer_s from which on a validation is worth a word."""
@@ -65,57 +73,102 @@ class SynchronousCompute:
         return counts
 
 
-def run_rank(recipe: Recipe, data: Path, run: Path, workers: int) -> None:
-    """The whole life of this rank."""
+def run_rank(recipe: Recipe, data: Path, run: Path, workers: int, resume: bool = False) -> int:
+    """The whole life of this rank; returns its exit code: SAVED on rank 0 of a run that a signal has ended."""
     world = find_world(recipe.sync.backend, workers)
-    with rank_report(run, Activity("worker", world.rank, recipe.training.trace), world.rank) as report:
+    first = world.rank == 0
+    activity = Activity("worker", world.rank, recipe.training.trace)
+    with EndRequest(recipe.checkpoint.before_limit_s, first, first) as request, rank_report(run, activity, world.rank, resume) as report:
         trainee = Trainee.build(recipe, data, choose_device(recipe, world.local_rank))
         trainee.seed_worker(world.rank)
         collective = open_collective(recipe.sync.backend, world, trainee.flat.values.device, recipe.deadlines)
-        loader = Loader(TokenCorpus(data, "train"), recipe.loader, world.rank, world.size)
-        _train(trainee, collective, loader, run, report)
-        loader.close()
+        checkpoint = _common_checkpoint(collective, run, recipe, resume)
+        return _train(trainee, collective, run, report, request, checkpoint)
 
 
-def _train(trainee: Trainee, collective: Collective, loader: Loader, run: Path, report: RankReport) -> None:
+def _common_checkpoint(collective: Collective, run: Path, recipe: Recipe, resume: bool) -> Checkpoint | None:
+    """The checkpoint that rank 0 has found; the others wait for it here, or are ended with rank 0 by what it raises."""
+    number = torch.zeros(1, dtype=torch.float64)
+    if collective.rank == 0:
+        found = check_run(run, recipe, resume)
+        remove_temporary(run)
+        number[0] = found.number if found else 0
+    collective.broadcast(number)
+    return open_checkpoint(run, int(number)) if number else None
+
+
+def _train(
+    trainee: Trainee, collective: Collective, run: Path, report: RankReport, request: EndRequest, checkpoint: Checkpoint | None
+) -> int:  # fmt: skip
     recipe, flat = trainee.recipe, trainee.flat
     window, update = GradientWindow(flat.gradients, recipe.worker.clip_norm), Update(flat.size, recipe.update, flat.values.device)
+    state = ProcessState(run, collective.rank, collective.size, flat.values, update, recipe.checkpoint, recipe.deadlines.peer_s)
+    facts = state.resume(checkpoint)
+    loader = state.open_loader(TokenCorpus(trainee.data, "train"), recipe.loader, checkpoint)
     compute = SynchronousCompute(trainee, loader)
     loop = SynchronousLoop(collective, recipe.sync, recipe.worker.delay_at, window, update, flat.values, compute, report.activity)
     report.counters = lambda: {
         "windows": loop.windows, "target_words": compute.target_words, "global_words": update.words, "dropped_windows": window.dropped,
     }  # fmt: skip
-    progress = _Progress(trainee, loop, loader, run) if collective.rank == 0 else None
-    loop.start()
-    while update.words < recipe.training.max_target_words and not loop.stopped:
+    loop.windows, loop.source_words = facts.get("windows", 0), facts.get("source_words", 0)
+    progress = _Progress(trainee, loop, loader, run, facts, request, checkpoint) if collective.rank == 0 else None
+    if checkpoint is None:
+        loop.start()
+    saved = False
+    while update.words < recipe.training.max_target_words and not loop.stopped and not saved:
+        loop.ask_to_end, loop.ask_to_save = request.requested, collective.rank == 0 and state.is_due
         total = loop.window()
         if not total.target_words:
             break
         if progress is not None:
             progress.after(total)
+        if loop.told_to_save or loop.told_to_end:
+            about = {"loader": loader.state()} | (progress.facts() if progress else {})
+            state.save(about, must=loop.told_to_end)
+            saved = loop.told_to_end
     with report.activity("wait", "the end of all workers"):
         collective.close()
+    if saved:
+        return state.leave(progress.journal if progress else None, loader, request.reason)
+    state.saver.close()
     if progress is not None:
         progress.end()
+    loader.close()
+    return FINISHED
 
 
 class _Progress:
     """Journal and validation of the run; on rank 0."""
 
-    def __init__(self, trainee: Trainee, loop: SynchronousLoop, loader: Loader, run: Path) -> None:
-        self.recipe, self.flat, self.loop, self.loader = trainee.recipe, trainee.flat, loop, loader
-        self.journal, self.validation = trainee.open_run(run, loop.collective.size, 0, loop.collective.description)
-        self._next_validation = self.recipe.validation.every_words
+    def __init__(
+        self, trainee: Trainee, loop: SynchronousLoop, loader: Loader, run: Path, facts: Mapping[str, Any], request: EndRequest,
+        checkpoint: Checkpoint | None,
+    ) -> None:  # fmt: skip
+        self.recipe, self.flat, self.loop, self.loader, self.request = trainee.recipe, trainee.flat, loop, loader, request
+        resumed = Resumed.of(checkpoint) if checkpoint else None
+        self.journal, self.validation = trainee.open_run(run, loop.collective.size, 0, loop.collective.description, resumed)
+        self.validation.is_interrupted = lambda: request.requested
+        self._next_validation = facts.get("next_validation", self.recipe.validation.every_words)
+
+    def facts(self) -> dict[str, Any]:
+        """What rank 0 saves beside the state of all ranks."""
+        return {
+            "next_validation": self._next_validation, "windows": self.loop.windows, "source_words": self.loop.source_words,
+            "journal": self.journal.facts(), "validation": self.validation.facts(),
+        }  # fmt: skip
 
     def after(self, total: BatchCounts) -> None:
         """After a window of all ranks; validates when it is time, and asks to stop when nothing improves any more."""
         words, waits = self.loop.update.words, {"wait_s": self.loop.activity.seconds["wait"], "loader_wait_s": self.loader.wait_s}
         self.journal.training(words, total.loss_sum / total.target_words, waits | {"dropped_windows": self.loop.sum.dropped})
-        if words < self._next_validation:
+        if words < self._next_validation or self.request.requested:
             return
-        self._next_validation = words + self.recipe.validation.every_words
         before = self.validation.seconds
-        self._validate()
+        try:
+            self._validate()
+        except Interrupted:
+            return  # it is due still
+        self._next_validation = words + self.recipe.validation.every_words
         self.loop.ask_to_stop = self.validation.should_stop
         self.loop.stalled = self.validation.has_stalled
         took, limit = self.validation.seconds - before, self.recipe.deadlines.peer_s
@@ -128,6 +181,7 @@ class _Progress:
 
     def end(self) -> None:
         """The last validation and the last record."""
+        self.validation.is_interrupted = lambda: False
         train_s = self.journal.seconds - self.validation.seconds
         shares = self.loop.activity.shares(train_s)
         figures: dict[str, object] = {"shares": shares, "dropped_windows": self.loop.sum.dropped}

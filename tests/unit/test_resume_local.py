@@ -80,12 +80,14 @@ class Run:
             self.loop.window()
 
     def finish(self) -> tuple[Tensor, list[dict[str, Any]]]:
+        """Parameters and moments [3, parameters], and what else the shards step by."""
         self.loop.finish()
         self.loop.close()
         out = torch.empty(quadratic.SIZE)
         self.world.step_rest()
         self.world.parameters(out)
-        return out, [shard.update.facts() for shard in self.world.shards]
+        moments = [torch.cat([getattr(shard.update.adam, name) for shard in self.world.shards]) for name in ("moment1", "moment2")]
+        return torch.stack([out, *moments]), [shard.update.facts() for shard in self.world.shards]
 
 
 def _copy(state: ShardState) -> ShardState:
