@@ -3,7 +3,8 @@
 `WorkerLoop` runs on any transport; gradients come from the injected `compute`. One helper thread owns all transport calls after start.
 What a window does depends on the global words known when its replica was swapped in, never on an exchange that is still under way.
 `overlap 0`: waits for its own push and a fresh replica (the order of Bogoychev et al. 2018). `overlap 1`: exactly one window late, before
-push k+1 the exchange k is complete on ALL shards and swapped in. Both are deterministic for one worker and one shard.
+push k+1 the exchange k is complete on ALL shards and swapped in. Both are deterministic for one worker and one shard, also as to when a
+snapshot or the end is seen: `replica_words`, `snapshot` and `stopped` are what was known when the replica was swapped in.
 `overlap_from_words` goes from the one to the other between two windows.
 """
 
@@ -154,6 +155,8 @@ class WorkerLoop:
         self._pending: Future[None] | None = None
         self.replica_versions: list[int] = []
         self.replica_words = 0  # global target words known when the replica was swapped in
+        self.snapshot = 0  # word of the newest snapshot that was known then
+        self.stopped = False  # whether the end was known then
         self.out_of_data = False
         self.cut = 0
         """Word of the cut before which the last window's push was marked as the last one; 0 where it was not."""
@@ -275,6 +278,7 @@ class WorkerLoop:
 
     def _swap_in(self) -> None:
         self.replica_versions, self.replica_words = list(self.exchange.versions), self.exchange.global_words
+        self.snapshot, self.stopped = self.exchange.snapshot_available, self.exchange.stopped
         if self._incoming is not self.replica:
             with self.exchange.activity("copy"):
                 self.replica.copy_(self._incoming)

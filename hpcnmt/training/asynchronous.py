@@ -215,7 +215,7 @@ class _Worker:
     def train(self) -> int:
         """All windows, then the orderly end; worker 0 validates the final snapshot, unless the run will be resumed. The exit code."""
         exchange, loop = self.exchange, self.loop
-        while exchange.global_words < self.trainee.recipe.training.max_target_words and not exchange.stopped:
+        while loop.replica_words < self.trainee.recipe.training.max_target_words and not loop.stopped:
             exchange.ask_to_end = self.saving.request.requested
             counts = loop.window()
             if loop.out_of_data:
@@ -227,7 +227,7 @@ class _Worker:
             if loop.cut & END:
                 self.ended = True
                 break
-            if exchange.snapshot_available > exchange.snapshot_read:
+            if loop.snapshot > exchange.snapshot_read:
                 self._read_cut()
         seconds = self.journal.seconds if self.journal else 0.0
         loop.complete()
@@ -288,7 +288,7 @@ class _Worker:
     def _read_cut(self) -> None:
         if self.validation is None:
             return
-        if self.exchange.snapshot_available & VALIDATE or self.validation_due:
+        if self.loop.snapshot & VALIDATE or self.validation_due:
             self._validate()
         else:
             self.exchange.skip_snapshot()
@@ -296,7 +296,6 @@ class _Worker:
     def _validate(self, final: bool = False) -> None:
         if self.validation is None:
             return
-        self.loop.complete()
         snapshot = torch.empty(self.trainee.flat.size)
         self.loop.call(self.exchange.read_snapshot, snapshot)
         self.validation_due = True
