@@ -63,6 +63,8 @@ class Loader:
         self.wait_s = 0.0
         self.words = self.source_words = self.padded_words = 0
         self._queue: queue.Queue[_Item] = queue.Queue(config.prefetch_batches)
+        self.last_sentence_ids: tuple[int, ...] = ()
+        """Of the batch handed out last."""
         self._ended = False
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._produce, args=(self.epoch, self._next_index), name="loader", daemon=True)
@@ -91,6 +93,7 @@ class Loader:
             return None
         self.epoch, index, batch = item
         self._next_index = index + self.world
+        self.last_sentence_ids = batch.sentence_ids
         self.words += batch.source_words + batch.target_words
         self.source_words += batch.source_words
         self.padded_words += batch.source_ids.numel() + batch.target_ids.numel()

@@ -81,6 +81,7 @@ class _Worker:
         if config.local.mode != "off":
             local = LocalOptimizer(flat.size, config.local, schedule, config.clip_norm, flat.values.device)
         self.loop = WorkerLoop(exchange, config, flat.values, flat.gradients, self._compute, local)
+        self.loop.sentence_ids = lambda: self.loader.last_sentence_ids
         self.source_words = self.target_words = self.windows = 0
         report.counters = self._counters
         self.journal, self.validation = None, None

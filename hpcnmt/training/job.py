@@ -3,7 +3,7 @@
 Invariants: mpiexec and the ranks do not outlive this process, however it ends: each asks the kernel to be killed with its parent. After
 mpiexec's end no process, no shared memory and no temporary file of them is left (leftovers.py); what a launcher that was killed could not
 remove, the next start of the same run does. Signals go to the ranks, which know what to do; mpiexec, in a session of its own,
-hears none of them, nor those of the terminal. A second signal kills everything. Called by start.py and supervise.py.
+hears none of them, nor those of the terminal. A second signal kills everything. Called by launch.py and start.py.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from types import FrameType, TracebackType
 
 from hpcnmt.training import leftovers
 from hpcnmt.training.exits import FINISHED, SAVED, SIGNAL, USER_ERROR
-from hpcnmt.training.launch import CODE_FILE, LAUNCHER, death_signal
+from hpcnmt.training.parent import CODE_FILE, LAUNCHER, death_signal
 from hpcnmt.training.signals import END_SIGNALS, SAME_S, Handler
 
 OF_A_RANK = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK")
@@ -77,7 +77,7 @@ def run_job(command: Sequence[str], environment: Mapping[str, str], run: Path, s
     """Runs `command`, an mpiexec and what it starts, for the run folder `run`; returns the exit code of the run.
 
     `alone`: it is no mpiexec, but the one process that trains.
-    The code is what a rank has told (launch.tell_code), else that of mpiexec; 128 + n when signal n has killed a rank or mpiexec.
+    The code is what a rank has told (parent.tell_code), else that of mpiexec; 128 + n when signal n has killed a rank or mpiexec.
     Raises ValueError when ranks of `run` are running on this host already.
     """
     leftovers.clean_earlier(run)
@@ -165,12 +165,14 @@ class _Job:
             return int(self._code_file.read_text("ascii"))
         if returned < 0:
             return SIGNAL - returned
-        return SIGNAL + returned if 1 < returned < 32 else returned  # as MPICH's mpiexec says that a signal has killed a rank
+        killed = 1 < returned < 32 and not self.alone  # MPICH's mpiexec gives the number of the signal that killed a rank
+        return SIGNAL + returned if killed else returned
 
 
 def _listens(pid: int) -> bool:
-    """Whether the rank has installed its handlers (signals.py): nothing else in it catches SIGUSR1."""
-    return bool(int(_status(pid, "SigCgt") or "0", 16) >> (signal.SIGUSR1 - 1) & 1)
+    """Whether the rank has installed its handlers (signals.py). MPICH catches SIGUSR1, Python SIGINT, both from early on."""
+    caught = int(_status(pid, "SigCgt") or "0", 16)
+    return all(caught >> (number - 1) & 1 for number in END_SIGNALS[-2:])
 
 
 def _parent(pid: int) -> int:

@@ -1,46 +1,40 @@
-"""Who starts ranks, and with what command; what a rank does that is started: it tells its exit code, and dies with its launcher.
+"""Who has started this process; the command that starts local ranks, and starting them.
 
-`hpcnmt train` without a launcher runs itself under the mpiexec of its own installation (start.py, job.py); under mpiexec, srun or torchrun
-it is a rank. Called by start.py and job.py, by benchmarks (`local_launcher`), and on ranks by cli.py.
+`hpcnmt train` without a launcher runs itself under the mpiexec of its own installation; job.py looks after it. Called by cli.py and
+start.py, and by benchmarks (`local_launcher`).
 """
 
 from __future__ import annotations
 
-import ctypes
 import os
-import platform
 import shutil
-import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 
-from hpcnmt.distributed.collective import is_started_by_torchrun
-from hpcnmt.training import leftovers
-from hpcnmt.training.exits import FINISHED, SIGNAL
+from hpcnmt.training.job import Forwarder, run_job
+from hpcnmt.training.parent import tell_code
 
 RANK_VARIABLES = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "SLURM_STEP_NUM_TASKS")
-CODE_FILE = "HPCNMT_EXIT_CODE"
-"""Names the file in which a rank tells its launcher the exit code: mpiexec's own says less (MPICH: 9 for a killed rank)."""
-LAUNCHER = "HPCNMT_LAUNCHER"
-"""HOST/PID@BEGIN of the launcher of this file."""
-PR_SET_PDEATHSIG = 1
 
 
 def is_launched(mode: str) -> bool:
     """True on a rank that mpiexec or srun has started; in mode sync, which can do without MPI, also on one of torchrun."""
-    return any(name in os.environ for name in RANK_VARIABLES) or (mode == "sync" and is_started_by_torchrun())
+    return any(name in os.environ for name in RANK_VARIABLES) or _by_torchrun(mode)
 
 
-def is_ours() -> bool:
-    """True in a process that the launcher of this file has started."""
-    return leftovers.TOKEN in os.environ
+def _by_torchrun(mode: str) -> bool:
+    if mode != "sync":
+        return False
+    from hpcnmt.distributed.collective import is_started_by_torchrun  # brings torch along
+
+    return is_started_by_torchrun()
 
 
 def is_first(mode: str) -> bool:
     """Whether this is rank 0."""
-    if mode == "sync" and is_started_by_torchrun():
+    if _by_torchrun(mode):
         return os.environ["RANK"] == "0"
     from mpi4py import MPI
 
@@ -50,54 +44,12 @@ def is_first(mode: str) -> bool:
 def abort(mode: str, code: int) -> int:
     """Ends all ranks of MPI's world; returns `code` for torchrun, which ends its ranks itself when one fails."""
     tell_code(code)
-    if mode == "sync" and is_started_by_torchrun():
+    if _by_torchrun(mode):
         return code
     from mpi4py import MPI
 
     MPI.COMM_WORLD.Abort(code)
     return code
-
-
-def tell_code(code: int) -> bool:
-    """Tells the launcher of this file, if it has started this rank, with what code to end; the first to say so counts."""
-    path = os.environ.get(CODE_FILE)
-    if not path or not is_ours():
-        return False
-    try:
-        with open(path, "x", encoding="ascii") as file:
-            file.write(str(code))
-    except FileExistsError:
-        return True
-    except OSError:
-        return False
-    return True
-
-
-def leave(code: int) -> int:
-    """The exit code of a rank that ends in good order: 0 where the launcher knows the code, because mpiexec would call others a failure."""
-    return FINISHED if tell_code(code) else code
-
-
-def death_signal() -> Callable[[], object]:
-    """A function that makes the calling process die with its parent. Looked up before a fork, where no lock may be taken."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    return lambda: libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-
-
-def die_with_parent() -> None:
-    """On a process that the launcher has started (else nothing): it is killed when its parent, mpiexec, is. To be called early."""
-    if not is_ours() or not sys.platform.startswith("linux"):
-        return
-    death_signal()()
-    if launcher_is_gone():  # and so may the parent be, since before the line above
-        os._exit(SIGNAL + signal.SIGKILL)
-
-
-def launcher_is_gone() -> bool:
-    """Whether the launcher that started this process has died on this host; False where it runs on another one."""
-    host, _, process = os.environ.get(LAUNCHER, "").rpartition("/")
-    pid, _, began_s = process.partition("@")
-    return host == platform.node() and pid.isdigit() and str(leftovers.started_s(int(pid))) != began_s
 
 
 def local_launcher(ranks: int, threads: int, python: str = sys.executable) -> tuple[list[str], dict[str, str]]:
@@ -121,3 +73,9 @@ def local_launcher(ranks: int, threads: int, python: str = sys.executable) -> tu
     else:
         environment["MPIR_CVAR_ENABLE_HEAVY_YIELD"] = os.environ.get("MPIR_CVAR_ENABLE_HEAVY_YIELD", "1")
     return command, environment
+
+
+def start_ranks(arguments: Sequence[str], ranks: int, threads: int, run: Path, signals: Forwarder) -> int:
+    """Runs `hpcnmt ARGUMENTS` on `ranks` local ranks, for the run folder `run`; returns the exit code of the run."""
+    command, environment = local_launcher(ranks, threads)
+    return run_job([*command, sys.executable, "-m", "hpcnmt", *arguments], environment, run, signals)

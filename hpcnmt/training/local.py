@@ -15,7 +15,7 @@ from hpcnmt.distributed.virtual import LocalShards, VirtualCluster
 from hpcnmt.distributed.worker import BatchCounts, window_counts
 from hpcnmt.optim.local import LocalOptimizer
 from hpcnmt.optim.update import Update
-from hpcnmt.optim.window import GradientWindow
+from hpcnmt.optim.window import Diverged, GradientWindow
 from hpcnmt.training.journal import Journal
 from hpcnmt.training.recipe import Recipe
 from hpcnmt.training.setup import Trainee, choose_device
@@ -70,7 +70,11 @@ def _train_plain(recipe: Recipe, data: Path, run: Path, report: RankReport) -> N
         if not total.target_words:
             break
         with activity("step"):
-            if window.seal(wire, total.target_words):
+            try:
+                sealed = window.seal(wire, total.target_words)
+            except Diverged as error:
+                raise error.located(update.words, loader.last_sentence_ids, "its last batch") from error
+            if sealed:
                 update.apply(flat.values, wire, total.target_words)
         windows += 1
         source_words += total.source_words

@@ -17,6 +17,7 @@ from hpcnmt.models.seq2seq import ModelConfig
 from hpcnmt.optim.adam import AdamConfig
 from hpcnmt.optim.schedule import ScheduleConfig
 from hpcnmt.optim.update import UpdateConfig
+from hpcnmt.training.divergence import DivergenceConfig
 
 Metric = Literal["cross_entropy", "bleu", "chrf"]
 
@@ -91,6 +92,7 @@ class Recipe:
     deadlines: DeadlineConfig = field(default_factory=DeadlineConfig)
     clock: ClockConfig = field(default_factory=ClockConfig)
     sync: SyncConfig = field(default_factory=SyncConfig)
+    divergence: DivergenceConfig = field(default_factory=DivergenceConfig)
 
     def layout(self, parameters: int, workers: int, shards: int) -> Layout:
         """Sizes of an asynchronous run."""
@@ -109,7 +111,7 @@ WITHOUT_EFFECT = {
     ("training.mode", "async"): ("clock", "sync"),
     ("training.mode", "sync"): ("clock", *_ENGINE),
     ("training.mode", "plain"): ("clock", "deadlines", "sync", *_ENGINE),
-    ("training.mode", "virtual"): ("deadlines", "sync"),
+    ("training.mode", "virtual"): ("deadlines", "sync", "divergence"),
     ("worker.local.mode", "off"): ("worker.local",),
     ("worker.local.mode", "always"): ("worker.local.warmup_words", "worker.local.warmup_batches"),
     ("worker.local.mode", "compensate"): ("worker.local.warmup_words", "worker.local.warmup_batches", "worker.local.write_back"),

@@ -82,6 +82,7 @@ def _train(trainee: Trainee, collective: Collective, loader: Loader, run: Path, 
     window, update = GradientWindow(flat.gradients, recipe.worker.clip_norm), Update(flat.size, recipe.update, flat.values.device)
     compute = SynchronousCompute(trainee, loader)
     loop = SynchronousLoop(collective, recipe.sync, recipe.worker.delay_at, window, update, flat.values, compute, report.activity)
+    loop.sentence_ids = lambda: loader.last_sentence_ids
     report.counters = lambda: {
         "windows": loop.windows, "target_words": compute.target_words, "global_words": update.words, "dropped_windows": window.dropped,
     }  # fmt: skip
