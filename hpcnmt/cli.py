@@ -64,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--resume", action="store_true", help="go on from the newest checkpoint of RUN; begin where there is none")
     train.add_argument("--set", action="append", default=[], metavar="SECTION.OPTION=VALUE", help="change an option of the recipe")
     train.add_argument("--trace", action="store_true", help="write what every rank does when to RUN/trace (training.trace=true)")
+    _supervision(train)
     _inference_commands(commands)
     _run_commands(commands)
     commands.add_parser("bench", help="measure: throughput, comm, time-to-bleu, quality, ablation, soak", add_help=False)
@@ -72,6 +73,14 @@ def _parser() -> argparse.ArgumentParser:
     doctor = commands.add_parser("doctor", help="check MPI, launcher, devices and versions; says what to fix")
     doctor.add_argument("--json", action="store_true")
     return parser
+
+
+def _supervision(train: argparse.ArgumentParser) -> None:
+    train.add_argument("--supervise", action="store_true", help="start local ranks again from the newest checkpoint when they fail")
+    train.add_argument("--restarts", type=int, metavar="N",
+                       help="failures in a row without a new checkpoint after which --supervise gives up (default 3)")  # fmt: skip
+    train.add_argument("--back-off", type=float, metavar="SECONDS",
+                       help="wait before a restart, doubled up to 60 while there is no new checkpoint (default 1; 0 = none)")  # fmt: skip
 
 
 def _run_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -163,12 +172,16 @@ def _prepare(arguments: argparse.Namespace) -> int:
 
 def _train(arguments: argparse.Namespace) -> int:
     from hpcnmt.config import load_recipe, override
+    from hpcnmt.optim.window import Diverged
     from hpcnmt.training.launch import is_launched
+    from hpcnmt.training.parent import is_ours
     from hpcnmt.training.recipe import build_recipe
     from hpcnmt.training.resume import check_run, is_finished
+    from hpcnmt.training.start import check_supervision, start_local
 
     recipe = build_recipe(override(load_recipe(arguments.recipe), arguments.set + ["training.trace=true"] * arguments.trace))
     mode = recipe.training.mode
+    check_supervision(arguments, mode)
     if mode == "plain" and not (arguments.workers is None and arguments.shards is None):
         raise ValueError("--workers and --shards have no effect with training.mode=plain: remove them")
     if mode == "sync" and arguments.shards is not None:
@@ -184,7 +197,8 @@ def _train(arguments: argparse.Namespace) -> int:
         return _train_rank(recipe, arguments.data, arguments.run, workers, shards, arguments.resume)
     check_run(arguments.run, recipe, arguments.resume)
     if mode in ("async", "sync"):
-        return _start_ranks(recipe, arguments.data, workers, shards)
+        _check_start(recipe, arguments.data, workers, shards)
+        return start_local(arguments, recipe, workers + shards)
     from hpcnmt.doctor import launched_size
     from hpcnmt.training.local import train_plain, train_virtual
     from hpcnmt.training.setup import check_sizes
@@ -192,16 +206,19 @@ def _train(arguments: argparse.Namespace) -> int:
     check_sizes(recipe, arguments.data, workers, max(shards, 1))
     if launched := launched_size(os.environ):
         raise ValueError(f"training.mode={mode} is one process, but the launcher started {launched}: start it without mpiexec or srun")
-    if mode == "plain":
-        return train_plain(recipe, arguments.data, arguments.run, arguments.resume)
-    else:
+    if arguments.supervise and not is_ours():
+        return start_local(arguments, recipe, 0)
+    try:
+        if mode == "plain":
+            return train_plain(recipe, arguments.data, arguments.run, arguments.resume)
         train_virtual(recipe, arguments.data, arguments.run, workers, shards)
+    except Diverged as error:
+        return _failure(error, arguments.run)
     return 0
 
 
-def _start_ranks(recipe: Recipe, data: Path, workers: int, shards: int) -> int:
-    """Starts this very command on local ranks, after the checks that need none."""
-    from hpcnmt.training.launch import start_ranks
+def _check_start(recipe: Recipe, data: Path, workers: int, shards: int) -> None:
+    """The checks before local ranks are started."""
     from hpcnmt.training.setup import check_sizes
 
     if recipe.training.mode == "sync":
@@ -209,11 +226,27 @@ def _start_ranks(recipe: Recipe, data: Path, workers: int, shards: int) -> int:
 
         check_backend(recipe.sync.backend)
     check_sizes(recipe, data, workers, max(shards, 1))
-    return start_ranks(sys.argv[1:], workers + shards, recipe.training.threads)
+
+
+def _failure(error: BaseException, run: Path) -> int:
+    """Says what went wrong while `run` was trained, a divergence and a user's error in one line; returns the exit code."""
+    from hpcnmt.optim.window import Diverged
+    from hpcnmt.training.exits import DIVERGED, FAILED
+    from hpcnmt.training.fall_back import report_divergence
+
+    if isinstance(error, Diverged):
+        sys.stderr.write(f"hpcnmt: {report_divergence(run, error)}\n")
+        return DIVERGED
+    if isinstance(error, (ValueError, OSError)):
+        sys.stderr.write(f"hpcnmt: {_one_line(error)}\n")
+        return USER_ERROR
+    traceback.print_exception(error)
+    return FAILED
 
 
 def _train_rank(recipe: Recipe, data: Path, run: Path, workers: int, shards: int, resume: bool) -> int:
     """One rank: any error ends the whole job, because the others would wait for this rank until their deadlines."""
+    from hpcnmt.optim.window import Diverged
     from hpcnmt.training.launch import abort, end_world, is_first
 
     try:
@@ -226,15 +259,12 @@ def _train_rank(recipe: Recipe, data: Path, run: Path, workers: int, shards: int
 
             code = asynchronous.run_rank(recipe, data, run, workers, shards, resume)
     except BaseException as error:
-        by_user = isinstance(error, (ValueError, OSError))
-        if by_user:
+        if isinstance(error, (ValueError, OSError, Diverged)):
             time.sleep(0.0 if is_first(recipe.training.mode) else RANK_ZERO_FIRST_S)
-            sys.stderr.write(f"hpcnmt: {_one_line(error)}\n")
-        else:
-            traceback.print_exc()
+        code = _failure(error, run)
         sys.stderr.flush()
         time.sleep(TO_BE_HEARD_S)
-        return abort(recipe.training.mode, USER_ERROR if by_user else 1)
+        return abort(recipe.training.mode, code)
     return end_world(recipe.training.mode, code)
 
 
@@ -331,6 +361,9 @@ def _one_line(error: BaseException) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit code."""
+    from hpcnmt.training.parent import die_with_parent, tell_code
+
+    die_with_parent()
     words = sys.argv[1:] if argv is None else argv
     try:
         if words[:1] == ["bench"]:
@@ -344,6 +377,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     except (ValueError, OSError) as error:
         sys.stderr.write(f"hpcnmt: {_one_line(error)}\n")
+        tell_code(USER_ERROR)
         return USER_ERROR
 
 

@@ -22,7 +22,7 @@ from hpcnmt.distributed.activity import Activity
 from hpcnmt.distributed.collective import Backend, Collective, Handle
 from hpcnmt.distributed.worker import BatchCounts, sum_counts
 from hpcnmt.optim.update import Update
-from hpcnmt.optim.window import GradientWindow
+from hpcnmt.optim.window import Diverged, GradientWindow
 
 COUNTS = 8  # target words, source words, sentences, loss; asked to stop, validation has stalled, asked to save, to save and end
 
@@ -135,6 +135,9 @@ class SynchronousLoop:
         self._counts = torch.empty(COUNTS, dtype=torch.float64, device=gradient.device)
         self._counting: Handle | None = None
         self._before: list[BatchCounts] = []
+        self.sentence_ids: Callable[[], Sequence[int]] = tuple
+        """Ids of the sentences of the batch that `compute` has just done, for messages."""
+        self._window_ids: list[int] = []
 
     def start(self) -> None:
         """All ranks take the parameters of rank 0."""
@@ -163,7 +166,10 @@ class SynchronousLoop:
         if total.target_words:
             self.windows += 1
             with self.activity("pack"):
-                sealed = self.sum.seal(self._mean, total.target_words)
+                try:
+                    sealed = self.sum.seal(self._mean, total.target_words)
+                except Diverged as error:
+                    raise error.located(self.update.words, self._window_ids, "that of this rank") from error
             if sealed:
                 with self.activity("step"):
                     self.update.apply(self.parameters, self._mean, total.target_words)
@@ -171,13 +177,14 @@ class SynchronousLoop:
 
     def _accumulate(self) -> None:
         """Up to tau batches of this rank; when it returns, the counts are on their way, and buckets as far as they are ready."""
-        self._before = []
+        self._before, self._window_ids = [], []
         delay = self.delay_at(self.update.words)  # the same on all ranks
         for index in range(delay):
             counts = self.compute(LastBatch(self._counted, self._ready) if index == delay - 1 else None)
             if counts is None:
                 break
             self._before.append(counts)
+            self._window_ids += self.sentence_ids()
         if self._counting is None:
             self._start_counts(sum_counts(self._before))
 

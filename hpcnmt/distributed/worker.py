@@ -22,6 +22,7 @@ from hpcnmt.distributed.exchange import Exchange
 from hpcnmt.distributed.message import Kind, PushHeader
 from hpcnmt.distributed.transport import wire_type
 from hpcnmt.optim.local import LocalConfig, LocalOptimizer, LocalWindow
+from hpcnmt.optim.window import Diverged
 
 
 @dataclass(frozen=True)
@@ -161,6 +162,10 @@ class WorkerLoop:
         self.cut = 0
         """Word of the cut before which the last window's push was marked as the last one; 0 where it was not."""
         self._sequence = 0  # of the last window's push
+        self.sentence_ids: Callable[[], Sequence[int]] = tuple
+        """Ids of the sentences of the batch that `compute` has just done, for messages."""
+        self._window_ids: list[int] = []
+        self._sound_words = 0  # global target words at the last window whose gradient was finite
 
     def start(self, initial: bool) -> None:
         """Sends the initial parameters (worker 0) and pulls the first replica."""
@@ -215,20 +220,16 @@ class WorkerLoop:
         """Trains tau batches, pushes their sum, swaps in what the overlap mode prescribes; returns the counts of the window.
 
         Where data ends, the last window is of fewer batches; one of 0 target words pushes nothing and means that no data is left. A window
-        with a non-finite gradient is dropped: nothing is pushed, and a fresh replica takes the place of the old one.
+        with a non-finite gradient is dropped: nothing is pushed, and a fresh replica takes the place of the old one. Raises Diverged.
         """
-        self.cut = 0
-        computed_on, overlaps = self.replica_versions, self.config.overlaps_at(self.replica_words)
+        self.cut, self._window_ids = 0, []
+        computed_on, words, overlaps = self.replica_versions, self.replica_words, self.config.overlaps_at(self.replica_words)
         total = window_counts(self._batch, self.config.delay_at(self.replica_words))
         self.complete()  # the exchange of the window before is complete on all shards from here on
         if not total.target_words:
             self.out_of_data = True
             return total
-        with self.exchange.activity("pack"):
-            sealed = self.sum.seal(self._packed, total.target_words)
-            if sealed and self._outgoing is not self._packed:
-                self._outgoing.copy_(self._packed)
-        if not sealed:
+        if not self._seal(total.target_words, words):
             self._pull()
             return total
         header = PushHeader(Kind.GRADIENT, total.target_words, total.source_words, total.sentences, total.loss_sum)
@@ -241,10 +242,25 @@ class WorkerLoop:
                 self.sum.compensate(self.replica, self._packed, total.target_words, self.replica_words)
         return total
 
+    def _seal(self, target_words: int, global_words: int) -> bool:
+        """The window that began at `global_words` to where it is sent from; False if it was dropped. Raises Diverged."""
+        with self.exchange.activity("pack"):
+            try:
+                sealed = self.sum.seal(self._packed, target_words)
+            except Diverged as error:
+                raise error.located(self._sound_words, self._window_ids) from error
+            if sealed:
+                self._sound_words = global_words
+                if self._outgoing is not self._packed:
+                    self._outgoing.copy_(self._packed)
+        return sealed
+
     def _batch(self) -> BatchCounts | None:
         self.sum.before_batch(self.replica_words)
         with self.exchange.activity("compute"):
             counts = self.compute()
+        if counts is not None:
+            self._window_ids += self.sentence_ids()
         if self.sum.stepping and counts is not None:
             with self.exchange.activity("step"):
                 self.sum.step(self.replica, counts.target_words, self.replica_words)

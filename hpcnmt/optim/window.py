@@ -6,6 +6,8 @@ reaches the wire). Workers of both kinds, the plain loop, virtual time and scrip
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -13,6 +15,23 @@ from hpcnmt import ops
 
 DROPS_IN_A_ROW = 10
 """So many windows in a row with a non-finite gradient mean that training has diverged."""
+
+
+NAMED_SENTENCES = 20
+
+
+class Diverged(RuntimeError):
+    """Training no longer trains. `began_words`: global target words up to which it did, None where that is not known."""
+
+    def __init__(self, message: str, began_words: int | None = None) -> None:
+        super().__init__(message)
+        self.began_words = began_words
+
+    def located(self, began_words: int, sentences: Sequence[int], window: str = "this window") -> Diverged:
+        """The same, by one who knows where in the run and in the data it was: `sentences` are the ids of the last window."""
+        ids = ", ".join(map(str, sentences[:NAMED_SENTENCES])) + (" ..." if len(sentences) > NAMED_SENTENCES else "")
+        said = f"; {window} has the training sentences {ids}" if sentences else ""
+        return Diverged(f"{self}, since {began_words} global target words{said}", began_words)
 
 
 class GradientWindow:
@@ -29,7 +48,7 @@ class GradientWindow:
         """Writes the clipped sum to `wire` [parameters] and clears the accumulator; False if the window was dropped instead.
 
         Clips the norm of the mean gradient per word to `clip_norm` (0 = off); `has_norm`: the pass that summed left it in `stats`.
-        Raises RuntimeError when too many windows in a row are dropped.
+        Raises Diverged when too many windows in a row are dropped.
         """
         if not has_norm:
             ops.sum_squares(self.accumulator, self.stats)
@@ -40,10 +59,7 @@ class GradientWindow:
             self.dropped += 1
             self._dropped_in_a_row += 1
             if self._dropped_in_a_row == DROPS_IN_A_ROW:
-                raise RuntimeError(
-                    f"found {bad} non-finite elements in the gradient of the {DROPS_IN_A_ROW}th window in a row: training has diverged; "
-                    "lower schedule.learning_rate, lengthen schedule.warmup_words, or lower worker.clip_norm"
-                )
+                raise Diverged(f"found {bad} non-finite elements in the gradient of the {DROPS_IN_A_ROW}th window in a row")
             return False
         self._dropped_in_a_row = 0
         ops.pack_(self.accumulator, wire, self.stats, target_words, self.clip_norm, self.residual)

@@ -31,6 +31,7 @@ from hpcnmt.distributed.worker import BatchCounts, WorkerLoop
 from hpcnmt.optim.local import LocalOptimizer
 from hpcnmt.training.checkpoint import Committer, Saver, random_state, restore_random_state
 from hpcnmt.training.checkpoint_files import Checkpoint, open_checkpoint, remove_temporary
+from hpcnmt.training.divergence import LossMonitor
 from hpcnmt.training.exits import FAILED, FINISHED, SAVED
 from hpcnmt.training.journal import Journal
 from hpcnmt.training.recipe import Recipe
@@ -138,7 +139,9 @@ class _Worker:
         if config.local.mode != "off":
             local = LocalOptimizer(flat.size, config.local, schedule, config.clip_norm, flat.values.device)
         self.loop = WorkerLoop(exchange, config, flat.values, flat.gradients, self._compute, local)
+        self.loop.sentence_ids = lambda: self.loader.last_sentence_ids
         self.source_words = self.target_words = self.windows = 0
+        self.monitor = LossMonitor(trainee.recipe.divergence)
         self.validation_due = False  # whether the newest snapshot is to be validated although its cut was made for something else
         self.ended = False  # whether the last cut of a run that will be resumed has been marked
         report.counters = self._counters
@@ -191,6 +194,8 @@ class _Worker:
         counted = (self.facts.get(name, 0) for name in ("source_words", "target_words", "windows"))
         self.source_words, self.target_words, self.windows = counted
         self.validation_due = self.facts.get("validation_due", False)
+        if "monitor" in self.facts:
+            self.monitor.load(self.facts["monitor"])
         for name, seconds in self.facts.get("activity", {}).items():
             self.activity.seconds[name] += seconds
         cut = int(self.saving.checkpoint.facts("shard-0")["cut"])
@@ -222,6 +227,7 @@ class _Worker:
                 break
             self.windows += 1
             self._report(counts)
+            self.monitor.after(counts.loss_sum / counts.target_words, loop.replica_words)
             if loop.cut & SAVE:
                 self._save(loop.cut)
             if loop.cut & END:
@@ -264,7 +270,8 @@ class _Worker:
     def _save(self, cut: int) -> None:
         """Takes the state after the window that was the last before `cut`; worker 0 also waits, in the background, for all others."""
         number, facts = cut_number(cut), self.loop.facts() | {
-            "windows": self.windows, "source_words": self.source_words, "target_words": self.target_words, "loader": self.loader.state(),
+            "windows": self.windows, "source_words": self.source_words, "target_words": self.target_words,
+            "loader": self.loader.state(), "monitor": self.monitor.state(),
         }  # fmt: skip
         links: dict[str, Path] = {}
         if self.journal is not None and self.validation is not None:

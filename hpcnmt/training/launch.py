@@ -1,4 +1,8 @@
-"""Starting local ranks: `hpcnmt train` without a launcher runs itself under the mpiexec of its own installation."""
+"""Who has started this process; the command that starts local ranks, and starting them.
+
+`hpcnmt train` without a launcher runs itself under the mpiexec of its own installation; job.py looks after it. Called by cli.py and
+start.py, and by benchmarks (`local_launcher`).
+"""
 
 from __future__ import annotations
 
@@ -7,9 +11,11 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
-from hpcnmt.distributed.collective import is_started_by_torchrun
+from hpcnmt.training.job import Forwarder, run_job
+from hpcnmt.training.parent import leave, tell_code
 
 LAST_S = 1.0
 RANK_VARIABLES = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "SLURM_STEP_NUM_TASKS")
@@ -17,12 +23,20 @@ RANK_VARIABLES = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "SLURM_STEP_N
 
 def is_launched(mode: str) -> bool:
     """True on a rank that mpiexec or srun has started; in mode sync, which can do without MPI, also on one of torchrun."""
-    return any(name in os.environ for name in RANK_VARIABLES) or (mode == "sync" and is_started_by_torchrun())
+    return any(name in os.environ for name in RANK_VARIABLES) or _by_torchrun(mode)
+
+
+def _by_torchrun(mode: str) -> bool:
+    if mode != "sync":
+        return False
+    from hpcnmt.distributed.collective import is_started_by_torchrun  # brings torch along
+
+    return is_started_by_torchrun()
 
 
 def is_first(mode: str) -> bool:
     """Whether this is rank 0."""
-    if mode == "sync" and is_started_by_torchrun():
+    if _by_torchrun(mode):
         return os.environ["RANK"] == "0"
     from mpi4py import MPI
 
@@ -31,7 +45,8 @@ def is_first(mode: str) -> bool:
 
 def abort(mode: str, code: int) -> int:
     """Ends all ranks of MPI's world; returns `code` for torchrun, which ends its ranks itself when one fails."""
-    if mode == "sync" and is_started_by_torchrun():
+    tell_code(code)
+    if _by_torchrun(mode):
         return code
     from mpi4py import MPI
 
@@ -41,11 +56,12 @@ def abort(mode: str, code: int) -> int:
 
 def end_world(mode: str, code: int) -> int:
     """The orderly end of a rank; one with another code than 0 leaves after the others, so that srun -K ends none of them before."""
-    if not (mode == "sync" and is_started_by_torchrun()):
+    if not _by_torchrun(mode):
         from mpi4py import MPI
 
         if not MPI.Is_finalized():
             MPI.Finalize()
+    code = leave(code) if code else code
     if code:
         time.sleep(LAST_S)
     return code
@@ -74,7 +90,7 @@ def local_launcher(ranks: int, threads: int, python: str = sys.executable) -> tu
     return command, environment
 
 
-def start_ranks(arguments: list[str], ranks: int, threads: int) -> int:
-    """Runs `hpcnmt ARGUMENTS` on `ranks` local ranks; returns the launcher's exit code."""
+def start_ranks(arguments: Sequence[str], ranks: int, threads: int, run: Path, signals: Forwarder) -> int:
+    """Runs `hpcnmt ARGUMENTS` on `ranks` local ranks, for the run folder `run`; returns the exit code of the run."""
     command, environment = local_launcher(ranks, threads)
-    return subprocess.run([*command, sys.executable, "-m", "hpcnmt", *arguments], env=os.environ | environment).returncode
+    return run_job([*command, sys.executable, "-m", "hpcnmt", *arguments], environment, run, signals)

@@ -15,8 +15,9 @@ from hpcnmt.distributed.virtual import LocalShards, VirtualCluster
 from hpcnmt.distributed.worker import BatchCounts, window_counts
 from hpcnmt.optim.local import LocalOptimizer
 from hpcnmt.optim.update import Update
-from hpcnmt.optim.window import GradientWindow
+from hpcnmt.optim.window import Diverged, GradientWindow
 from hpcnmt.training.checkpoint_files import Checkpoint
+from hpcnmt.training.divergence import LossMonitor
 from hpcnmt.training.exits import FINISHED
 from hpcnmt.training.journal import Journal
 from hpcnmt.training.process_state import ProcessState
@@ -68,8 +69,12 @@ def _train_plain(recipe: Recipe, data: Path, run: Path, report: RankReport, requ
     source_words, window.dropped = facts.get("source_words", 0), facts.get("dropped", 0)
     validation.is_interrupted = lambda: request.requested
 
+    monitor = LossMonitor(recipe.divergence)
+    if "monitor" in facts:
+        monitor.load(facts["monitor"])
+
     def save(must: bool) -> None:
-        facts = {"next_validation": next_validation, "windows": windows, "source_words": source_words, "dropped": window.dropped}
+        facts = {"monitor": monitor.state(), "next_validation": next_validation, "windows": windows, "source_words": source_words, "dropped": window.dropped}
         state.save(facts | {"journal": journal.facts(), "validation": validation.facts(), "loader": loader.state()}, must)
 
     report.counters = lambda: {"windows": windows, "target_words": update.words, "dropped_windows": window.dropped}
@@ -84,11 +89,16 @@ def _train_plain(recipe: Recipe, data: Path, run: Path, report: RankReport, requ
         if not total.target_words:
             break
         with activity("step"):
-            if window.seal(wire, total.target_words):
+            try:
+                sealed = window.seal(wire, total.target_words)
+            except Diverged as error:
+                raise error.located(update.words, loader.last_sentence_ids, "its last batch") from error
+            if sealed:
                 update.apply(flat.values, wire, total.target_words)
         windows += 1
         source_words += total.source_words
         journal.training(update.words, total.loss_sum / total.target_words)
+        monitor.after(total.loss_sum / total.target_words, update.words)
         if update.words >= next_validation and not request.requested:
             try:
                 with activity("validate"):

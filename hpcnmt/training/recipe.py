@@ -18,6 +18,7 @@ from hpcnmt.optim.adam import AdamConfig
 from hpcnmt.optim.schedule import ScheduleConfig
 from hpcnmt.optim.update import UpdateConfig
 from hpcnmt.training.checkpoint import CheckpointConfig
+from hpcnmt.training.divergence import DivergenceConfig
 
 Metric = Literal["cross_entropy", "bleu", "chrf"]
 
@@ -93,6 +94,7 @@ class Recipe:
     clock: ClockConfig = field(default_factory=ClockConfig)
     sync: SyncConfig = field(default_factory=SyncConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    divergence: DivergenceConfig = field(default_factory=DivergenceConfig)
 
     def layout(self, parameters: int, workers: int, shards: int) -> Layout:
         """Sizes of an asynchronous run."""
@@ -111,7 +113,7 @@ WITHOUT_EFFECT = {
     ("training.mode", "async"): ("clock", "sync"),
     ("training.mode", "sync"): ("clock", *_ENGINE),
     ("training.mode", "plain"): ("clock", "deadlines", "sync", *_ENGINE),
-    ("training.mode", "virtual"): ("deadlines", "sync", "checkpoint"),
+    ("training.mode", "virtual"): ("deadlines", "sync", "checkpoint", "divergence"),
     ("worker.local.mode", "off"): ("worker.local",),
     ("worker.local.mode", "always"): ("worker.local.warmup_words", "worker.local.warmup_batches"),
     ("worker.local.mode", "compensate"): ("worker.local.warmup_words", "worker.local.warmup_batches", "worker.local.write_back"),

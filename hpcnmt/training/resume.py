@@ -54,7 +54,8 @@ class Resumed:
         """Target words that were trained beyond the checkpoint, as far as the records of `run` say."""
         if not (run / "metrics.jsonl").is_file():
             return 0
-        return max([0, *(record.get("target_words", 0) - self.target_words for record in RunFolder(run).records())])
+        last_words = [int(record.get("target_words", 0)) for record in RunFolder(run).records()]
+        return max(0, *last_words, self.target_words) - self.target_words
 
 
 def is_finished(run: Path) -> bool:

@@ -22,7 +22,8 @@ from typing import Any
 
 from hpcnmt.training.exits import SIGNAL
 
-END_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
+END_SIGNALS = (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)
+"""In the order in which handlers are installed: a process that catches the last two is ready for all of them (job.py asks)."""
 SAME_S = 1.0
 """Signals so soon after the first one are the same request, delivered twice."""
 SQUEUE_S = 10.0

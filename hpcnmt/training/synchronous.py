@@ -24,6 +24,7 @@ from hpcnmt.optim.flat import FlatParameters
 from hpcnmt.optim.update import Update
 from hpcnmt.optim.window import GradientWindow
 from hpcnmt.training.checkpoint_files import Checkpoint, open_checkpoint, remove_temporary
+from hpcnmt.training.divergence import LossMonitor
 from hpcnmt.training.exits import FINISHED
 from hpcnmt.training.local import end_run
 from hpcnmt.training.process_state import ProcessState
@@ -107,6 +108,7 @@ def _train(
     loader = state.open_loader(TokenCorpus(trainee.data, "train"), recipe.loader, checkpoint)
     compute = SynchronousCompute(trainee, loader)
     loop = SynchronousLoop(collective, recipe.sync, recipe.worker.delay_at, window, update, flat.values, compute, report.activity)
+    loop.sentence_ids = lambda: loader.last_sentence_ids
     report.counters = lambda: {
         "windows": loop.windows, "target_words": compute.target_words, "global_words": update.words, "dropped_windows": window.dropped,
     }  # fmt: skip
@@ -149,17 +151,21 @@ class _Progress:
         self.journal, self.validation = trainee.open_run(run, loop.collective.size, 0, loop.collective.description, resumed)
         self.validation.is_interrupted = lambda: request.requested
         self._next_validation = facts.get("next_validation", self.recipe.validation.every_words)
+        self.monitor = LossMonitor(self.recipe.divergence)
+        if "monitor" in facts:
+            self.monitor.load(facts["monitor"])
 
     def facts(self) -> dict[str, Any]:
         """What rank 0 saves beside the state of all ranks."""
         return {
             "next_validation": self._next_validation, "windows": self.loop.windows, "source_words": self.loop.source_words,
-            "journal": self.journal.facts(), "validation": self.validation.facts(),
+            "journal": self.journal.facts(), "validation": self.validation.facts(), "monitor": self.monitor.state(),
         }  # fmt: skip
 
     def after(self, total: BatchCounts) -> None:
         """After a window of all ranks; validates when it is time, and asks to stop when nothing improves any more."""
         words, waits = self.loop.update.words, {"wait_s": self.loop.activity.seconds["wait"], "loader_wait_s": self.loader.wait_s}
+        self.monitor.after(total.loss_sum / total.target_words, words)
         self.journal.training(words, total.loss_sum / total.target_words, waits | {"dropped_windows": self.loop.sum.dropped})
         if words < self._next_validation or self.request.requested:
             return

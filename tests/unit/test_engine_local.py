@@ -21,6 +21,7 @@ from hpcnmt.distributed.shard import Shard, ShardConfig
 from hpcnmt.distributed.transport import LocalTransport
 from hpcnmt.distributed.worker import BatchCounts, Compute, WorkerConfig, WorkerLoop
 from hpcnmt.optim.local import LocalConfig, LocalOptimizer
+from hpcnmt.optim.window import Diverged
 from tests import quadratic
 
 DEADLINES = DeadlineConfig(stall_warning_s=5, cut_s=10, peer_s=20, job_s=40)
@@ -232,12 +233,14 @@ def test_a_window_with_a_nan_is_dropped_and_training_goes_on(overlap: int) -> No
     assert torch.equal(loop.replica[:502], world.shards[0].memory.ring[8 % 4])
 
 
-def test_divergence_ends_with_advice() -> None:
+def test_divergence_ends_with_the_sentences_of_its_last_window() -> None:
     world = World(Layout(quadratic.SIZE, 1, 1))
     loop = world.worker(0, WorkerConfig(1))
     loop.compute = spoiled(loop.compute, loop.gradient, set(range(100)))
     loop.start(initial=True)
-    with pytest.raises(RuntimeError, match="10th window in a row: training has diverged; lower schedule.learning_rate"):
+    ids = iter(range(1000))
+    loop.sentence_ids = lambda: (next(ids), 500)
+    with pytest.raises(Diverged, match="10th window in a row, since 0 global target words; this window has the training sentences 9, 500"):
         for _ in range(20):
             loop.window()
     loop.close()
