@@ -18,6 +18,7 @@ from torch import Tensor
 
 from hpcnmt.distributed.exchange import Exchange
 from hpcnmt.distributed.message import Kind, PushHeader
+from hpcnmt.distributed.record import NoLog, WindowEntry, WindowLog
 from hpcnmt.distributed.transport import wire_type
 from hpcnmt.optim.local import LocalConfig, LocalOptimizer, LocalWindow
 
@@ -153,6 +154,9 @@ class WorkerLoop:
         self._pending: Future[None] | None = None
         self.replica_versions: list[int] = []
         self.replica_words = 0  # global target words known when the replica was swapped in
+        self.fresh = False  # whether the replica was swapped in since the last window; otherwise it is what that one left
+        self.batches = 0  # computed so far
+        self.log: WindowLog = NoLog()
         self.out_of_data = False
 
     def start(self, initial: bool) -> None:
@@ -172,6 +176,7 @@ class WorkerLoop:
         with a non-finite gradient is dropped: nothing is pushed, and a fresh replica takes the place of the old one.
         """
         computed_on, overlaps = self.replica_versions, self.config.overlaps_at(self.replica_words)
+        began_words, fresh, batches, self.fresh = self.replica_words, self.fresh, self.batches, False
         total = window_counts(self._batch, self.config.delay_at(self.replica_words))
         self.complete()  # the exchange of the window before is complete on all shards from here on
         if not total.target_words:
@@ -181,6 +186,11 @@ class WorkerLoop:
             sealed = self.sum.seal(self._packed, total.target_words)
             if sealed and self._outgoing is not self._packed:
                 self._outgoing.copy_(self._packed)
+        self.log.append(WindowEntry(
+            self.exchange.sequence + sealed, self.batches - batches, total.target_words, total.loss_sum, not sealed, overlaps, fresh,
+            self.fresh, began_words, self.replica_words, tuple(computed_on), tuple(self.replica_versions),
+        ))  # fmt: skip
+        self.fresh = False
         if not sealed:
             self._pull()
             return total
@@ -197,6 +207,7 @@ class WorkerLoop:
         self.sum.before_batch(self.replica_words)
         with self.exchange.activity("compute"):
             counts = self.compute()
+        self.batches += counts is not None
         if self.sum.stepping and counts is not None:
             with self.exchange.activity("step"):
                 self.sum.step(self.replica, counts.target_words, self.replica_words)
@@ -229,7 +240,7 @@ class WorkerLoop:
         self._swap_in()
 
     def _swap_in(self) -> None:
-        self.replica_versions, self.replica_words = list(self.exchange.versions), self.exchange.global_words
+        self.replica_versions, self.replica_words, self.fresh = list(self.exchange.versions), self.exchange.global_words, True
         if self._incoming is not self.replica:
             with self.exchange.activity("copy"):
                 self.replica.copy_(self._incoming)
