@@ -78,6 +78,13 @@ class NoLog:
     def append(self, entry: ShardEntry | WindowEntry, /) -> None:
         """Forgets `entry`."""
 
+    def position(self) -> int:
+        """Entries kept."""
+        return 0
+
+    def sync(self) -> None:
+        """Nothing is to be written."""
+
 
 @dataclass(frozen=True)
 class Record:

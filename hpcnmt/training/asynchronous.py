@@ -21,6 +21,7 @@ from hpcnmt.distributed.shard import Shard, ShardConfig
 from hpcnmt.distributed.worker import BatchCounts, WorkerLoop
 from hpcnmt.optim.local import LocalOptimizer
 from hpcnmt.training.recipe import Recipe
+from hpcnmt.training.record import RecordFormat, recording
 from hpcnmt.training.run_folder import refuse_existing
 from hpcnmt.training.setup import Trainee, check_sizes, choose_device
 from hpcnmt.training.status import Counters, RankReport, rank_report, shard_counters
@@ -50,7 +51,9 @@ def run_rank(recipe: Recipe, data: Path, run: Path, workers: int, shards: int) -
             _serve(windows, recipe, run, report)
         else:
             trainee.seed_worker(rank)
-            _Worker(trainee, Exchange(windows, rank, recipe.deadlines), run, report).train()
+            worker = _Worker(trainee, Exchange(windows, rank, recipe.deadlines), run, report)
+            with recording(run, RecordFormat("worker", rank, layout), recipe.training.record) as worker.loop.log:
+                worker.train()
         report.freeze_counters()  # those of a shard look at its window memory
         with report.activity("wait", "the end of all ranks"):
             windows.free()
@@ -58,11 +61,12 @@ def run_rank(recipe: Recipe, data: Path, run: Path, workers: int, shards: int) -
 
 def _serve(windows: MpiWindows, recipe: Recipe, run: Path, report: RankReport) -> None:
     def watch(shard: Shard) -> None:
-        report.counters = lambda: shard_counters(shard)
+        report.counters, shard.log = lambda: shard_counters(shard), log
 
     torch.set_num_threads(1)
     config = ShardConfig(recipe.update, recipe.validation.every_words, recipe.deadlines.cut_s, recipe.shard)
-    shard = windows.serve(config, watch=watch)
+    with recording(run, RecordFormat("shard", windows.shard_index, windows.layout), recipe.training.record) as log:
+        shard = windows.serve(config, watch=watch)
     staleness = {str(k): v for k, v in sorted(shard.staleness.items())}
     untouched = shard.update.adam.untouched
     figures = {"updates": shard.steps, "target_words": shard.words, "staleness": staleness, "untouched_elements": untouched}
