@@ -34,7 +34,8 @@ def gradients_of(log: Sequence[ShardEntry]) -> list[tuple[int, int, int]]:
 
 
 def repeat(
-    record: Record, layout: Layout, config: ShardConfig, worker: WorkerConfig | None = None, gradient_of: GradientOf | None = None
+    record: Record, layout: Layout, config: ShardConfig, worker: WorkerConfig | None = None, gradient_of: GradientOf | None = None,
+    until: int | None = None,
 ) -> Tensor:  # fmt: skip
     """The parameters that a replay of `record` ends with; its losses are checked too."""
     worker = WorkerConfig() if worker is None else worker
@@ -42,9 +43,9 @@ def repeat(
     replay = Replay(
         record, layout, config, worker, gradient_of or quadratic.gradients(layout.workers), quadratic.initial(), local_of=local_of
     )
-    replay.run()
+    replay.run(until)
     assert replay.deviation is None, replay.deviation
-    assert not any(shard.kept for shard in replay.shards) or not record.ended  # nothing is kept longer than it is wanted
+    assert not any(shard.kept for shard in replay.shards) or until or not record.ended  # nothing is kept longer than it is wanted
     out = torch.empty(layout.parameters)
     replay.parameters(out)
     return out
