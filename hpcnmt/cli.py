@@ -67,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     _supervision(train)
     _inference_commands(commands)
     _run_commands(commands)
+    _replay_command(commands)
     commands.add_parser("bench", help="measure: throughput, comm, time-to-bleu, quality, ablation, soak", add_help=False)
     _report_command(commands)
     _advise_command(commands)
@@ -92,6 +93,14 @@ def _run_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     status.add_argument("--watch", action="store_true", help="refresh every second until the run is over")
     status.add_argument("--json", action="store_true", help="the reports of all ranks as one line of JSON")
     trace.add_argument("--out", type=Path, help="the merged file (default RUN/trace/trace.json)")
+
+
+def _replay_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    replay = commands.add_parser("replay", help="repeat an asynchronous run (training.record=true) in one process, bit for bit")
+    replay.add_argument("--run", type=Path, required=True, help="folder of hpcnmt train")
+    replay.add_argument("--data", type=Path, required=True, help="folder of hpcnmt prepare that the run was trained on")
+    replay.add_argument("--until", type=int, metavar="PUSHES", help="only until every shard has applied so many pushes")
+    replay.add_argument("--check", action="store_true", help="only check that every push was applied once and in order")
 
 
 def _data_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -326,6 +335,12 @@ def _trace(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _replay(arguments: argparse.Namespace) -> int:
+    from hpcnmt.training.replay import replay_run
+
+    return replay_run(arguments.run, arguments.data, arguments.until, arguments.check)
+
+
 def _report(arguments: argparse.Namespace) -> int:
     from hpcnmt.bench.report import write_report
 
@@ -348,8 +363,8 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "sample-corpus": _sample_corpus, "prepare": _prepare, "train": _train, "translate": _translate,
-    "score": _score, "evaluate": _evaluate, "summary": _summary, "status": _status, "trace": _trace, "report": _report,
-    "advise": _advise, "doctor": _doctor,
+    "score": _score, "evaluate": _evaluate, "summary": _summary, "status": _status, "trace": _trace, "replay": _replay,
+    "report": _report, "advise": _advise, "doctor": _doctor,
 }  # fmt: skip
 
 

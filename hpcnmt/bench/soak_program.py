@@ -23,6 +23,7 @@ from hpcnmt.distributed.deadlines import DeadlineConfig
 from hpcnmt.distributed.exchange import Exchange
 from hpcnmt.distributed.layout import Layout
 from hpcnmt.distributed.mpi import MpiWindows, check_memory, check_world, ranks_of_this_host
+from hpcnmt.distributed.record import Event, ShardEntry
 from hpcnmt.distributed.shard import Shard, ShardConfig
 from hpcnmt.distributed.worker import BatchCounts, WorkerConfig, WorkerLoop
 
@@ -125,13 +126,32 @@ def _train(config: SoakConfig, windows: MpiWindows) -> dict[str, Any]:
     return {"windows": pushed - loop.sum.dropped, "dropped": loop.sum.dropped, "rejected_pulls": exchange.rejected_pulls}
 
 
-def _report(shard: Shard) -> dict[str, Any]:
-    """Counts of what a shard has applied."""
-    applied = Counter(worker for worker, _, _ in shard.log)
+class _Applied:
+    """The log of a shard, counted: pushes of every worker, and those whose number was not above the one before."""
+
+    def __init__(self) -> None:
+        self.pushes: Counter[int] = Counter()
+        self.last: Counter[int] = Counter()
+        self.twice = 0
+
+    def append(self, entry: ShardEntry) -> None:
+        if entry.event == Event.GRADIENT:
+            self.pushes[entry.worker] += 1
+            self.twice += entry.sequence <= self.last[entry.worker]
+            self.last[entry.worker] = entry.sequence
+
+
+def _serve(windows: MpiWindows, config: ShardConfig) -> dict[str, Any]:
+    """Serves to the end; counts of what the shard has applied."""
+    applied = _Applied()
+
+    def watch(shard: Shard) -> None:
+        shard.log = applied
+
+    shard = windows.serve(config, watch=watch)
     return {
         "shard": shard.index, "version": shard.version, "cuts": shard.cuts,
-        "applied": [applied[worker] for worker in range(shard.layout.workers)],
-        "twice": len(shard.log) - len({(worker, sequence) for worker, sequence, _ in shard.log}),
+        "applied": [applied.pushes[worker] for worker in range(shard.layout.workers)], "twice": applied.twice,
         "staleness": {str(key): count for key, count in sorted(shard.staleness.items())},
     }  # fmt: skip
 
@@ -147,7 +167,7 @@ def main() -> None:
     sampler = MemorySampler(config)
     sampler.start()
     rank = windows.comm.rank
-    report = _train(config, windows) if rank < config.workers else _report(windows.serve(ShardConfig(cut_words=config.cut_words)))
+    report = _train(config, windows) if rank < config.workers else _serve(windows, ShardConfig(cut_words=config.cut_words))
     report |= {"rank": rank, "rss_mb": sampler.stop(), "segments": shared_segments()}
     windows.free()
     (folder / f"rank-{rank}.json").write_text(json.dumps(report) + "\n", "utf-8")

@@ -1,4 +1,4 @@
-"""Scripted interleavings: the real shards and exchanges, every move chosen by a script; and the replay of a run's shard logs.
+"""Scripted interleavings: the real shards and exchanges, every move chosen by a script.
 
 A script is a list of moves, one text each:
     push W         worker W writes data, header and flag of its next push (marked when it has seen a cut); nothing is applied yet. The push
@@ -30,7 +30,6 @@ from hpcnmt.distributed.transport import wire_type
 from hpcnmt.distributed.virtual import LocalOf, LocalShards
 from hpcnmt.distributed.worker import BatchCounts, sum_counts
 from hpcnmt.optim.local import LocalWindow
-from hpcnmt.optim.window import GradientWindow
 
 GradientOf = Callable[[int, Tensor, Tensor], BatchCounts]
 
@@ -147,80 +146,7 @@ class Script:
             self.world.transport.raise_flag(shard, layout.worker_block(worker) + FLAG, exchange.sequence + 1)
 
 
-def _windows(layout: Layout, clip_norm: float) -> list[GradientWindow]:
-    """One for each worker: what rounding leaves behind is a worker's own."""
-    accumulator = torch.zeros(layout.parameters)
-    return [GradientWindow(accumulator, clip_norm, error_feedback=layout.wire == "bf16") for _ in range(layout.workers)]
-
-
-def _packed(gradient_of: GradientOf, worker: int, replica: Tensor, window: GradientWindow, wire: Tensor) -> PushHeader:
-    return _sealed(window, gradient_of(worker, replica, window.accumulator), worker, wire)
-
-
-def _sealed(window: GradientWindow, counts: BatchCounts, worker: int, wire: Tensor) -> PushHeader:
+def _sealed(window: LocalWindow, counts: BatchCounts, worker: int, wire: Tensor) -> PushHeader:
     if not window.seal(wire, counts.target_words):
-        raise ValueError(f"found a non-finite gradient of worker {worker}, expected finite ones in a script or replay")
+        raise ValueError(f"found a non-finite gradient of worker {worker}, expected finite ones in a script")
     return PushHeader(Kind.GRADIENT, counts.target_words, counts.source_words, counts.sentences, counts.loss_sum)
-
-
-def replay(
-    logs: Sequence[Sequence[tuple[int, int, int]]], layout: Layout, config: ShardConfig, gradient_of: GradientOf,
-    initial: Tensor, clip_norm: float = 1.0,
-) -> Tensor:  # fmt: skip
-    """Repeats a run from the logs (worker, sequence, version computed on) of its shards; returns the final parameters [parameters].
-
-    A gradient may be computed once all its slices stand on the versions that the logs name, so every shard's slice of a replica is copied
-    at the moment that version is published. A partial buffer is stepped at the end, as after the last farewell of a run. Logs hold no
-    write-backs, so runs with these cannot be repeated. Raises ValueError when the logs contradict each other.
-    """
-    world = LocalShards(layout, config)
-    windows = _windows(layout, clip_norm)
-    Exchange(world.transport, 0, DeadlineConfig()).send_initial(initial)
-    slices = layout.slices()
-    wanted = [{(worker, sequence): version for worker, sequence, version in log} for log in logs]
-    replicas: dict[tuple[int, int], Tensor] = {}
-    missing = {key: layout.shards for key in wanted[0]}
-
-    def publish(shard: int) -> None:
-        begin, end = slices[shard]
-        state = world.shards[shard]
-        current = state.memory.ring[state.version % layout.ring_slots]
-        for key in [k for k, version in wanted[shard].items() if version == state.version]:
-            replicas.setdefault(key, torch.empty_like(initial))[begin:end] = current
-            missing[key] -= 1
-            del wanted[shard][key]
-
-    for shard in range(layout.shards):
-        publish(shard)
-    gradients: dict[tuple[int, int], tuple[Tensor, PushHeader, int]] = {}
-    order = {worker: sorted(s for w, s, _ in logs[0] if w == worker) for worker in range(layout.workers)}
-    positions = [0] * layout.shards
-    while any(position < len(log) for position, log in zip(positions, logs, strict=True)):
-        progressed = False
-        for worker, sequences in order.items():
-            while sequences and missing[(worker, sequences[0])] == 0:
-                key = (worker, sequences.pop(0))
-                wire = torch.empty(layout.parameters, dtype=wire_type(layout))
-                gradients[key] = (wire, _packed(gradient_of, worker, replicas.pop(key), windows[worker], wire), layout.shards)
-        for shard, log in enumerate(logs):
-            while positions[shard] < len(log) and log[positions[shard]][:2] in gradients:
-                worker, sequence, version = log[positions[shard]]
-                wire, header, left = gradients[(worker, sequence)]
-                begin, end = slices[shard]
-                state = world.shards[shard]
-                state.apply_gradient(wire[begin:end], header.target_words, state.version - version)
-                if left == 1:
-                    del gradients[(worker, sequence)]
-                else:
-                    gradients[(worker, sequence)] = (wire, header, left - 1)
-                positions[shard] += 1
-                publish(shard)
-                progressed = True
-        if not progressed:
-            raise ValueError(f"the shard logs contradict each other at positions {positions}: are they of one run?")
-    final = torch.empty_like(initial)
-    for shard, (begin, end) in enumerate(slices):
-        state = world.shards[shard]
-        state.step_rest()
-        final[begin:end] = state.memory.ring[state.version % layout.ring_slots]
-    return final

@@ -58,6 +58,7 @@ from hpcnmt.distributed.layout import (
 )  # fmt: skip
 from hpcnmt.distributed.message import SAVE_AND_END, STOP_EARLY, Kind, PushHeader
 from hpcnmt.distributed.policy import PushBuffer, ShardPolicy, Step
+from hpcnmt.distributed.record import Event, NoLog, ShardEntry, ShardLog
 from hpcnmt.distributed.transport import ShardMemory
 from hpcnmt.optim.update import Update, UpdateConfig
 
@@ -95,7 +96,7 @@ class Shard:
         self.marked: set[int] = set()
         self.departed: set[int] = set()
         self.staleness: Counter[int] = Counter()
-        self.log: list[tuple[int, int, int]] = []  # (worker, sequence, version the gradient was computed on)
+        self.log: ShardLog = NoLog()
         self.cuts: list[tuple[int, int]] = []  # (number, global target words) of every snapshot
         self.write_backs: list[int] = []  # the versions that are write-backs, in order
         self.next_worker = 0
@@ -166,6 +167,7 @@ class Shard:
         if header.stalls > self.stalls:  # before the push that says so is applied, as the plain loop knows it before its next update
             self.stalls = header.stalls
             self.update.note_stall()
+            self.log.append(ShardEntry(worker, sequence, header.version, Event.STALL))
         if header.kind == Kind.INIT:
             self.update.start(self.memory.ring[0])
             self.version = 0
@@ -178,20 +180,24 @@ class Shard:
             self.staleness[staleness] += 1
             with self.activity("apply", f"worker {worker}"):
                 self.apply_gradient(self.memory.inbox[worker], header.target_words, staleness)
-            self.log.append((worker, sequence, header.version))
+            self.log.append(ShardEntry(worker, sequence, header.version, Event.GRADIENT))
         elif header.kind == Kind.WRITE_BACK:
             with self.activity("apply", f"worker {worker}"):
-                self._write_back(worker)
+                begin, end = self.layout.part_on(worker, self.index)
+                self.apply_write_back(worker, self.memory.inbox[worker, : end - begin])
+            self.log.append(ShardEntry(worker, sequence, header.version, Event.WRITE_BACK))
+        elif header.kind == Kind.FAREWELL:
+            self.log.append(ShardEntry(worker, sequence, header.version, Event.FAREWELL))
         control[GLOBAL_WORDS] = self.words
         control[VERSION] = self.version
 
-    def _write_back(self, worker: int) -> None:
-        """Version v+1 = version v with the part of `worker` as its inbox slot begins with it."""
+    def apply_write_back(self, worker: int, piece: Tensor) -> None:
+        """Version v+1 = version v with `piece` as what the part of `worker` has on this shard. Replay calls it without a message."""
         ring, slots = self.memory.ring, self.layout.ring_slots
         new, (begin, end) = ring[(self.version + 1) % slots], self.layout.part_on(worker, self.index)
         first = self.layout.slices()[self.index][0]
         new.copy_(ring[self.version % slots])
-        new[begin - first : end - first] = self.memory.inbox[worker, : end - begin]
+        new[begin - first : end - first] = piece
         self.version += 1
         self.write_backs.append(self.version)
 
@@ -202,6 +208,13 @@ class Shard:
         due = self._workers_left if self._in_lockstep else self.config.policy.buffer_pushes
         self.words += target_words
         self._step(self.buffer.add(gradient_sum, target_words, staleness, self.progress, due))
+
+    def apply_farewell(self, worker: int) -> None:
+        """`worker` has left: an update in lockstep waits for it no longer. Replay calls it without a message."""
+        self.departed.add(worker)
+        self.memory.control[FAREWELLS] = len(self.departed)
+        if self._in_lockstep and self.buffer.pushes >= self._workers_left:
+            self.step_rest()
 
     def step_rest(self) -> None:
         """Version v+1 by the pushes that are left in the buffer, if any: the end of a run, or of a worker that others wait for."""
@@ -239,10 +252,7 @@ class Shard:
             control[STOP] = 1
         self.end_asked = self.end_asked or header.stop == SAVE_AND_END
         if header.kind == Kind.FAREWELL:
-            self.departed.add(worker)
-            control[FAREWELLS] = len(self.departed)
-            if self._in_lockstep and self.buffer.pushes >= self._workers_left:
-                self.step_rest()
+            self.apply_farewell(worker)
         self.cut = max(self.cut, header.cut)
         closed = max(int(control[SNAPSHOT]), int(control[CANCELLED]))
         if header.cut == self.cut > closed:

@@ -24,6 +24,7 @@ from hpcnmt.distributed.deadlines import DeadlineConfig
 from hpcnmt.distributed.exchange import Exchange
 from hpcnmt.distributed.layout import Layout
 from hpcnmt.distributed.message import Kind, PushHeader
+from hpcnmt.distributed.record import NoLog, WindowEntry, WindowLog
 from hpcnmt.distributed.shard import Shard, ShardConfig
 from hpcnmt.distributed.transport import LocalTransport, wire_type
 from hpcnmt.distributed.worker import BatchCounts, WorkerConfig, sum_counts, window_counts
@@ -96,13 +97,29 @@ class _Worker:
     in_flight: bool = False
     overlaps: bool = False  # whether the exchange of the window that was begun last runs beside the next one
     blocked: Callable[[], None] | None = None  # what goes on when the exchange in flight is complete
+    fresh: bool = False  # whether the replica was swapped in since the last window
+    began: tuple[bool, int, list[int]] = (False, 0, [])  # `fresh`, words and versions of the replica where the window began
+    batches: int = 0  # of the window
+    log: WindowLog = field(default_factory=NoLog)
 
     def pull(self) -> None:
         self.exchange.pull(self.replica)
         self.swapped_in()
 
     def swapped_in(self) -> None:
-        self.versions, self.words = list(self.exchange.versions), self.exchange.global_words
+        self.versions, self.words, self.fresh = list(self.exchange.versions), self.exchange.global_words, True
+
+    def begin(self) -> None:
+        self.began, self.batches, self.fresh = (self.fresh, self.words, self.versions), 0, False
+
+    def note(self, total: BatchCounts, sealed: bool) -> None:
+        """Notes the window that has just been sealed, see WorkerLoop.window."""
+        fresh, words, versions = self.began
+        self.log.append(WindowEntry(
+            self.exchange.sequence + sealed, self.batches, total.target_words, total.loss_sum, not sealed, self.overlaps, fresh, self.fresh,
+            words, self.words, tuple(versions), tuple(self.versions),
+        ))  # fmt: skip
+        self.fresh = False
 
 
 class VirtualCluster:
@@ -163,6 +180,7 @@ class VirtualCluster:
 
     def _begin_window(self, index: int) -> None:
         worker = self.workers[index]
+        worker.begin()
         delay, worker.overlaps = self.config.delay_at(worker.words), self.config.overlaps_at(worker.words)
         self._go_on(index, [max(self._random.gauss(1.0, self.clock.batch_spread), 0.1) for _ in range(delay)], [])
 
@@ -200,14 +218,15 @@ class VirtualCluster:
         wire = torch.empty_like(self._gradient, dtype=wire_type(self.shards.layout))
         if self.workers[index].sum.seal(wire, total.target_words):
             header = PushHeader(Kind.GRADIENT, total.target_words, total.source_words, total.sentences, total.loss_sum)
-            self._when_complete(index, lambda: self._send(index, wire, header))
+            self._when_complete(index, lambda: self._send(index, wire, header, total))
         else:
-            self._when_complete(index, lambda: self._drop(index))
+            self._when_complete(index, lambda: self._drop(index, total))
 
     def _batch(self, index: int) -> BatchCounts | None:
         worker = self.workers[index]
         worker.sum.before_batch(worker.words)
         counts = self.gradient_of(index, worker.replica, self._gradient)
+        worker.batches += counts is not None
         if worker.sum.stepping and counts is not None:
             worker.sum.step(worker.replica, counts.target_words, worker.words)
         return counts
@@ -219,18 +238,20 @@ class VirtualCluster:
         else:
             action()
 
-    def _drop(self, index: int) -> None:
+    def _drop(self, index: int, total: BatchCounts) -> None:
         self.workers[index].arrived = None
+        self.workers[index].note(total, sealed=False)
         self.workers[index].pull()
         self._begin_window(index)
 
-    def _send(self, index: int, gradient: Tensor, header: PushHeader) -> None:
+    def _send(self, index: int, gradient: Tensor, header: PushHeader, total: BatchCounts) -> None:
         worker = self.workers[index]
         computed_on = worker.versions
+        if worker.arrived is not None:
+            worker.replica, worker.arrived = worker.arrived, None
+            worker.swapped_in()
+        worker.note(total, sealed=True)
         if worker.overlaps:
-            if worker.arrived is not None:
-                worker.replica, worker.arrived = worker.arrived, None
-                worker.swapped_in()
             worker.sum.compensate(worker.replica, gradient, header.target_words, worker.words)
             self._begin_window(index)
         worker.in_flight = True

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from hpcnmt.distributed.exchange import Exchange
 from hpcnmt.distributed.message import Kind, PushHeader
+from hpcnmt.distributed.record import NoLog, WindowEntry, WindowLog
 from hpcnmt.distributed.transport import wire_type
 from hpcnmt.optim.local import LocalConfig, LocalOptimizer, LocalWindow
 from hpcnmt.optim.window import Diverged
@@ -158,6 +159,9 @@ class WorkerLoop:
         self.replica_words = 0  # global target words known when the replica was swapped in
         self.snapshot = 0  # word of the newest snapshot that was known then
         self.stopped = False  # whether the end was known then
+        self.fresh = False  # whether the replica was swapped in since the last window; otherwise it is what that one left
+        self.batches = 0  # computed so far
+        self.log: WindowLog = NoLog()
         self.out_of_data = False
         self.cut = 0
         """Word of the cut before which the last window's push was marked as the last one; 0 where it was not."""
@@ -223,13 +227,20 @@ class WorkerLoop:
         with a non-finite gradient is dropped: nothing is pushed, and a fresh replica takes the place of the old one. Raises Diverged.
         """
         self.cut, self._window_ids = 0, []
-        computed_on, words, overlaps = self.replica_versions, self.replica_words, self.config.overlaps_at(self.replica_words)
+        computed_on, overlaps = self.replica_versions, self.config.overlaps_at(self.replica_words)
+        began_words, fresh, batches, self.fresh = self.replica_words, self.fresh, self.batches, False
         total = window_counts(self._batch, self.config.delay_at(self.replica_words))
         self.complete()  # the exchange of the window before is complete on all shards from here on
         if not total.target_words:
             self.out_of_data = True
             return total
-        if not self._seal(total.target_words, words):
+        sealed = self._seal(total.target_words, began_words)
+        self.log.append(WindowEntry(
+            self.exchange.sequence + sealed, self.batches - batches, total.target_words, total.loss_sum, not sealed, overlaps, fresh,
+            self.fresh, began_words, self.replica_words, tuple(computed_on), tuple(self.replica_versions),
+        ))  # fmt: skip
+        self.fresh = False
+        if not sealed:
             self._pull()
             return total
         header = PushHeader(Kind.GRADIENT, total.target_words, total.source_words, total.sentences, total.loss_sum)
@@ -260,6 +271,7 @@ class WorkerLoop:
         with self.exchange.activity("compute"):
             counts = self.compute()
         if counts is not None:
+            self.batches += 1
             self._window_ids += self.sentence_ids()
         if self.sum.stepping and counts is not None:
             with self.exchange.activity("step"):
@@ -293,7 +305,7 @@ class WorkerLoop:
         self._swap_in()
 
     def _swap_in(self) -> None:
-        self.replica_versions, self.replica_words = list(self.exchange.versions), self.exchange.global_words
+        self.replica_versions, self.replica_words, self.fresh = list(self.exchange.versions), self.exchange.global_words, True
         self.snapshot, self.stopped = self.exchange.snapshot_available, self.exchange.stopped
         if self._incoming is not self.replica:
             with self.exchange.activity("copy"):

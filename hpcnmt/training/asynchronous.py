@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from hpcnmt.training.divergence import LossMonitor
 from hpcnmt.training.exits import FAILED, FINISHED, SAVED
 from hpcnmt.training.journal import Journal
 from hpcnmt.training.recipe import Recipe
+from hpcnmt.training.record import RecordFormat, recording
 from hpcnmt.training.resume import Resumed, check_run
 from hpcnmt.training.setup import Trainee, check_sizes, choose_device
 from hpcnmt.training.signals import EndRequest
@@ -56,6 +57,11 @@ def run_rank(recipe: Recipe, data: Path, run: Path, workers: int, shards: int, r
         if rank == 0:
             check_sizes(recipe, data, workers, shards)
         checkpoint = _common_checkpoint(run, recipe, resume)
+        if checkpoint is not None and recipe.training.record and len(checkpoint.names) != workers + shards:
+            raise ValueError(
+                f"found training.record=true and {workers} workers + {shards} shards, expected those of the record of {run}: "
+                "resume with as many, or with training.record=false"
+            )
         device = choose_device(recipe, neighbours.index(rank)) if role == "worker" else None
         trainee = Trainee.build(recipe, data, device)
         layout = recipe.layout(trainee.flat.size, workers, shards)
@@ -68,8 +74,11 @@ def run_rank(recipe: Recipe, data: Path, run: Path, workers: int, shards: int, r
             code = _serve(windows, recipe, run, report, _Saving(saver, request, checkpoint))
         else:
             trainee.seed_worker(rank)
-            exchange = Exchange(windows, rank, recipe.deadlines)
-            code = _Worker(trainee, exchange, run, report, _Saving(saver, request, checkpoint)).train()
+            worker = _Worker(trainee, Exchange(windows, rank, recipe.deadlines), run, report, _Saving(saver, request, checkpoint))
+            form = RecordFormat("worker", rank, layout)
+            with recording(run, form, recipe.training.record, worker.facts.get("record", 0)) as log:
+                worker.loop.log, worker.recorded = log, log.position
+                code = worker.train()
         report.freeze_counters()  # those of a shard look at its window memory
         with report.activity("wait", "the end of all ranks"):
             windows.free()
@@ -104,17 +113,19 @@ class _Saving:
 
 def _serve(windows: MpiWindows, recipe: Recipe, run: Path, report: RankReport, saving: _Saving) -> int:
     def watch(shard: Shard) -> None:
-        report.counters = lambda: shard_counters(shard)
+        report.counters, shard.log = lambda: shard_counters(shard), log
         shard.is_asked_to_end = lambda: saving.request.requested
-        shard.save = lambda word: _save_shard(shard, word, saving.saver)
-        if saving.checkpoint is not None:
-            checkpoint = saving.checkpoint
-            states = [ShardState(part.tensors, part.facts) for part in map(checkpoint.read, saving.parts("shard"))]
+        shard.save = lambda word: _save_shard(shard, word, saving.saver, log.position())
+        if states:
             shard_state.load(shard, states)
 
     torch.set_num_threads(1)
+    checkpoint, index, layout = saving.checkpoint, windows.shard_index, windows.layout
+    states = [ShardState(part.tensors, part.facts) for part in map(checkpoint.read, saving.parts("shard"))] if checkpoint else []
     config = ShardConfig(recipe.update, recipe.validation.every_words, recipe.deadlines.cut_s, recipe.shard, recipe.checkpoint.every_s)
-    shard = windows.serve(config, watch=watch)
+    position = int(states[index].facts["record"]) if states and recipe.training.record else 0
+    with recording(run, RecordFormat("shard", index, layout), recipe.training.record, position) as log:
+        shard = windows.serve(config, watch=watch)
     saving.saver.close()
     if not shard.ended:
         staleness = {str(k): v for k, v in sorted(shard.staleness.items())}
@@ -124,9 +135,9 @@ def _serve(windows: MpiWindows, recipe: Recipe, run: Path, report: RankReport, s
     return FINISHED
 
 
-def _save_shard(shard: Shard, word: int, saver: Saver) -> None:
+def _save_shard(shard: Shard, word: int, saver: Saver, record: int) -> None:
     state = shard_state.live_state(shard, word)
-    saver.take(cut_number(word), state.tensors, state.facts, must=bool(word & END))
+    saver.take(cut_number(word), state.tensors, state.facts | {"record": record}, must=bool(word & END))
 
 
 class _Worker:
@@ -141,6 +152,8 @@ class _Worker:
         self.loop = WorkerLoop(exchange, config, flat.values, flat.gradients, self._compute, local)
         self.loop.sentence_ids = lambda: self.loader.last_sentence_ids
         self.source_words = self.target_words = self.windows = 0
+        self.recorded: Callable[[], int] = lambda: 0
+        """Windows in the record so far."""
         self.monitor = LossMonitor(trainee.recipe.divergence)
         self.validation_due = False  # whether the newest snapshot is to be validated although its cut was made for something else
         self.ended = False  # whether the last cut of a run that will be resumed has been marked
@@ -271,7 +284,7 @@ class _Worker:
         """Takes the state after the window that was the last before `cut`; worker 0 also waits, in the background, for all others."""
         number, facts = cut_number(cut), self.loop.facts() | {
             "windows": self.windows, "source_words": self.source_words, "target_words": self.target_words,
-            "loader": self.loader.state(), "monitor": self.monitor.state(),
+            "loader": self.loader.state(), "monitor": self.monitor.state(), "record": self.recorded(),
         }  # fmt: skip
         links: dict[str, Path] = {}
         if self.journal is not None and self.validation is not None:

@@ -74,7 +74,8 @@ def _train_plain(recipe: Recipe, data: Path, run: Path, report: RankReport, requ
         monitor.load(facts["monitor"])
 
     def save(must: bool) -> None:
-        facts = {"monitor": monitor.state(), "next_validation": next_validation, "windows": windows, "source_words": source_words, "dropped": window.dropped}
+        facts = {"monitor": monitor.state(), "next_validation": next_validation}
+        facts |= {"windows": windows, "source_words": source_words, "dropped": window.dropped}
         state.save(facts | {"journal": journal.facts(), "validation": validation.facts(), "loader": loader.state()}, must)
 
     report.counters = lambda: {"windows": windows, "target_words": update.words, "dropped_windows": window.dropped}

@@ -43,6 +43,8 @@ class TrainingConfig:
     """Type of pushed gradients; bf16 halves their bytes, and each worker sends later what rounding has left behind."""
     trace: bool = False
     """Every rank keeps the spans of its activities and writes them to RUN/trace at its end."""
+    record: bool = False
+    """Every rank notes in RUN/record what depends on timing, so that `hpcnmt replay` can repeat the run bit for bit."""
 
     def __post_init__(self) -> None:
         for name in ("max_target_words", "threads"):
@@ -106,14 +108,16 @@ class Recipe:
         return UpdateConfig(self.optimizer, self.schedule, self.training.ema_alpha)
 
 
-_ENGINE = ("training.ring_slots", "training.wire", "worker.overlap", "worker.overlap_from_words", "worker.local", "shard")
+_ENGINE = (
+    "training.ring_slots", "training.wire", "training.record", "worker.overlap", "worker.overlap_from_words", "worker.local", "shard",
+)  # fmt: skip
 WITHOUT_EFFECT = {
     ("model.type", "gru"): ("model.heads", "model.feedforward_dim", "model.encoder_layers", "model.decoder_layers"),
     ("model.type", "transformer"): ("model.hidden_dim", "model.layer_norm"),
     ("training.mode", "async"): ("clock", "sync"),
     ("training.mode", "sync"): ("clock", *_ENGINE),
     ("training.mode", "plain"): ("clock", "deadlines", "sync", *_ENGINE),
-    ("training.mode", "virtual"): ("deadlines", "sync", "checkpoint", "divergence"),
+    ("training.mode", "virtual"): ("deadlines", "sync", "checkpoint", "divergence", "training.record"),
     ("worker.local.mode", "off"): ("worker.local",),
     ("worker.local.mode", "always"): ("worker.local.warmup_words", "worker.local.warmup_batches"),
     ("worker.local.mode", "compensate"): ("worker.local.warmup_words", "worker.local.warmup_batches", "worker.local.write_back"),

@@ -86,6 +86,8 @@ def _check_same(run: Path, recipe: Recipe) -> None:
         before = asdict(from_mapping(Recipe, content))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is not the configuration of a run ({error})") from error
+    if recipe.training.record and not before["training"]["record"]:
+        raise ValueError(f"found training.record=true, but {run} has not been recorded from its start: resume with training.record=false")
     for name, found, expected in _differences(asdict(recipe), before):
         if not any(name == may or name.startswith(f"{may}.") for may in MAY_CHANGE):
             raise ValueError(f"found {name}={found}, expected {expected} as in {path}: resume with that, or choose another --run")

@@ -13,6 +13,7 @@ from hpcnmt.distributed.exchange import Exchange
 from hpcnmt.distributed.layout import Layout
 from hpcnmt.distributed.mpi import MpiWindows, check_memory, check_world, ranks_of_this_host
 from hpcnmt.distributed.policy import ShardPolicy
+from hpcnmt.distributed.record import ShardEntry, WindowEntry
 from hpcnmt.distributed.shard import ShardConfig
 from hpcnmt.distributed.worker import WorkerConfig, WorkerLoop
 from hpcnmt.optim.local import LocalConfig
@@ -42,14 +43,17 @@ def main() -> None:
         if rank == fail_rank:
             raise ValueError(f"planted failure on rank {rank}")
         policy = next((policy for name, policy in quadratic.POLICIES.items() if name in sys.argv), ShardPolicy())
-        shard = windows.serve(ShardConfig(quadratic.UPDATE, policy=policy))
-        report(shard=rank, words=shard.words, version=shard.version, log=shard.log)
+        log: list[ShardEntry] = []
+        shard = windows.serve(ShardConfig(quadratic.UPDATE, policy=policy), watch=lambda shard: setattr(shard, "log", log))
+        report(shard=rank, words=shard.words, version=shard.version, log=log)
     else:
         replica, accumulator = quadratic.initial(), torch.zeros(quadratic.SIZE)
         compute = quadratic.batches(replica, accumulator, rank)
         config = WorkerConfig(delay, overlap, local=LOCAL.get(sys.argv[-1], LocalConfig()))
         exchange, local = Exchange(windows, rank, windows.deadlines), quadratic.local_of(config)
         loop = WorkerLoop(exchange, config, replica, accumulator, compute, local)
+        windows_log: list[WindowEntry] = []
+        loop.log = windows_log
         loop.start(initial=rank == 0)
         for step in range(windows_count):
             if rank == fail_rank and step == 3:
@@ -57,7 +61,7 @@ def main() -> None:
             loop.window()
         loop.finish()
         digest = hashlib.sha256(loop.replica.numpy().tobytes()).hexdigest()
-        report(worker=rank, digest=digest)
+        report(worker=rank, digest=digest, windows=windows_log)
         if rank == 0:
             loop.call(loop.exchange.read_snapshot, replica)
             report(final=hashlib.sha256(replica.numpy().tobytes()).hexdigest())

@@ -11,13 +11,14 @@ from typing import Any, Literal
 import pytest
 
 from hpcnmt.distributed.layout import Layout
-from hpcnmt.distributed.scripted import replay
+from hpcnmt.distributed.record import Event, Record, ShardEntry, WindowEntry, check_record
 from hpcnmt.distributed.shard import ShardConfig
 from hpcnmt.distributed.worker import WorkerConfig
 from hpcnmt.optim.local import LocalConfig
 from tests import quadratic
 from tests.need import mpiexec
 from tests.processes import run
+from tests.recording import repeat
 
 pytestmark = pytest.mark.mpi
 
@@ -30,6 +31,14 @@ def run_ranks(
     done = run(command, deadline_s)
     output = done.stdout + done.stderr
     return done.returncode, [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")], output
+
+
+def record_of(lines: list[dict[str, Any]]) -> Record:
+    """What all ranks have noted."""
+    shards = [line["log"] for line in sorted((x for x in lines if "shard" in x), key=lambda x: x["shard"])]
+    workers = [line["windows"] for line in sorted((x for x in lines if "worker" in x), key=lambda x: x["worker"])]
+    windows = [[WindowEntry(*entry[:-2], *map(tuple, entry[-2:])) for entry in log] for log in workers]
+    return Record([[ShardEntry(*entry[:3], Event(entry[3])) for entry in log] for log in shards], windows)
 
 
 @pytest.mark.parametrize("delay", [1, 2])
@@ -59,9 +68,14 @@ def test_parts_that_cross_shards_are_written_back_beside_every_push() -> None:
     code, lines, output = run_ranks(5, 2, 3, 2, 0, 15, -1, "write_back")
     assert code == 0, output
     logs = [line for line in lines if "shard" in line]
-    assert len(logs) == 3 and len({line["words"] for line in logs}) == 1 and all(len(line["log"]) == 30 for line in logs)
+    record = record_of(lines)
+    check_record(record)
+    assert len({line["words"] for line in logs}) == 1 and [record.pushes(shard) for shard in range(3)] == [30] * 3
     write_backs = [line["version"] - 30 for line in sorted(logs, key=lambda line: line["shard"])]
     assert write_backs == [7, 14, 7]  # of worker 0, of both, of worker 1
+    config = WorkerConfig(2, local=LocalConfig("warmup", warmup_batches=7, write_back=True))
+    again = repeat(record, Layout(quadratic.SIZE, 2, 3), ShardConfig(quadratic.UPDATE), config)
+    assert [x["final"] for x in lines if "final" in x] == [hashlib.sha256(again.numpy().tobytes()).hexdigest()]
 
 
 @pytest.mark.parametrize(("workers", "shards", "overlap"), [(2, 1, 0), (3, 1, 1), (2, 2, 1), (4, 2, 0)])
@@ -71,7 +85,8 @@ def test_every_push_is_applied_exactly_once(workers: int, shards: int, overlap: 
     logs = [line for line in lines if "shard" in line]
     assert len(logs) == shards and len({line["words"] for line in logs}) == 1
     expected = sorted([w, s] for w in range(workers) for s in range(1 + (w == 0), 16 + (w == 0)))
-    assert all(sorted([w, s] for w, s, _ in line["log"]) == expected for line in logs)
+    assert all(sorted([w, s] for w, s, _, event in line["log"] if event == Event.GRADIENT) == expected for line in logs)
+    check_record(record_of(lines))
 
 
 @pytest.mark.parametrize(
@@ -84,12 +99,11 @@ def test_every_push_is_applied_exactly_once(workers: int, shards: int, overlap: 
 def test_the_logs_of_the_shards_replay_bit_for_bit_in_one_process(overlap: int, wire: Literal["fp32", "bf16"], policy: str) -> None:
     code, lines, output = run_ranks(4, 2, 2, 1, overlap, 15, -1, wire, policy)
     assert code == 0, output
-    logs = [[tuple(entry) for entry in line["log"]] for line in sorted((x for x in lines if "shard" in x), key=lambda x: x["shard"])]
     layout = Layout(quadratic.SIZE, 2, 2, wire=wire)
     config = ShardConfig(quadratic.UPDATE, policy=quadratic.POLICIES[policy])
     (version,) = {x["version"] for x in lines if "shard" in x}
     assert version in {"plain": {30}, "hybrid": {8}, "lockstep": range(20, 27)}[policy]  # hybrid: 7 full buffers of 4, the rest at the end
-    again = replay(logs, layout, config, quadratic.gradients(2), quadratic.initial())
+    again = repeat(record_of(lines), layout, config, WorkerConfig(1, overlap))
     assert [x["final"] for x in lines if "final" in x] == [hashlib.sha256(again.numpy().tobytes()).hexdigest()]
 
 

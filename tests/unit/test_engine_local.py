@@ -16,13 +16,14 @@ from hpcnmt.distributed.exchange import Exchange
 from hpcnmt.distributed.layout import FINAL_SNAPSHOT, GLOBAL_WORDS, LANES, SNAPSHOT, Layout
 from hpcnmt.distributed.message import Kind, PushHeader
 from hpcnmt.distributed.policy import ShardPolicy
-from hpcnmt.distributed.scripted import replay
+from hpcnmt.distributed.record import Record, check_record
 from hpcnmt.distributed.shard import Shard, ShardConfig
 from hpcnmt.distributed.transport import LocalTransport
 from hpcnmt.distributed.worker import BatchCounts, Compute, WorkerConfig, WorkerLoop
 from hpcnmt.optim.local import LocalConfig, LocalOptimizer
 from hpcnmt.optim.window import Diverged
 from tests import quadratic
+from tests.recording import gradients_of, keep, repeat
 
 DEADLINES = DeadlineConfig(stall_warning_s=5, cut_s=10, peer_s=20, job_s=40)
 CONFIG = ShardConfig(quadratic.UPDATE)
@@ -81,6 +82,9 @@ def test_threads_apply_every_push_once_and_cuts_are_consistent(policy: ShardPoli
     world = World(layout, config)
     world.transport._on_poll = lambda: time.sleep(1e-4)
 
+    record = keep(world.shards)
+    record = Record(record.shards, [[] for _ in range(3)])
+
     def serve(shard: Shard) -> None:
         while not shard.finished:
             if not shard.serve_once():
@@ -88,6 +92,7 @@ def test_threads_apply_every_push_once_and_cuts_are_consistent(policy: ShardPoli
 
     def work(index: int) -> None:
         loop = world.worker(index, WorkerConfig(1, overlap=index % 2))
+        loop.log = record.workers[index]
         loop.start(initial=index == 0)
         for _ in range(40):
             loop.window()
@@ -105,15 +110,16 @@ def test_threads_apply_every_push_once_and_cuts_are_consistent(policy: ShardPoli
     for thread in threads:
         thread.join(60)
         assert not thread.is_alive()
-    for shard in world.shards:
-        assert sorted((w, s) for w, s, _ in shard.log) == sorted(
+    for log in record.shards:
+        assert sorted((w, s) for w, s, _ in gradients_of(log)) == sorted(
             (w, s) for w in range(3) for s in range(1 + (w == 0), 41 + (w == 0))
         )
+    check_record(record)
     assert world.shards[0].words == world.shards[1].words
     cuts = world.shards[0].cuts
     assert len(cuts) > 1 and cuts[-1][0] == FINAL_SNAPSHOT
     assert cuts == world.shards[1].cuts  # both shards stand on the same words at every cut
-    again = replay([s.log for s in world.shards], layout, config, quadratic.gradients(3), quadratic.initial())
+    again = repeat(record, layout, config)
     published = [shard.memory.ring[shard.version % layout.ring_slots] for shard in world.shards]
     assert torch.equal(again, torch.cat(published))  # the same interleaving gives the same numbers, by threads or one by one
 

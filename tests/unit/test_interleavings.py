@@ -1,4 +1,4 @@
-"""Virtual time and scripts: equality with the plain loop, predicted staleness, replay of logs, golden traces of scripted interleavings.
+"""Virtual time and scripts: equality with the plain loop, predicted staleness, golden traces of scripted interleavings.
 
 Golden traces are written anew with WRITE_GOLDEN=1.
 """
@@ -15,7 +15,7 @@ import torch
 
 from hpcnmt.distributed.layout import SNAPSHOT_WORDS, Layout
 from hpcnmt.distributed.policy import ShardPolicy
-from hpcnmt.distributed.scripted import Script, replay
+from hpcnmt.distributed.scripted import Script
 from hpcnmt.distributed.shard import ShardConfig
 from hpcnmt.distributed.virtual import ClockConfig, LocalShards, VirtualCluster
 from hpcnmt.distributed.worker import WorkerConfig
@@ -53,20 +53,6 @@ def test_staleness_is_as_predicted(workers: int, overlap: int, expected: int) ->
     staleness = virtual.shards.shards[0].staleness
     mean = sum(k * v for k, v in staleness.items()) / sum(staleness.values())
     assert 0.88 * expected < mean <= expected  # workers start in step, which lowers the mean at first
-
-
-@pytest.mark.parametrize("overlap", [0, 1])
-def test_the_log_of_a_virtual_run_replays_bit_for_bit(overlap: int) -> None:
-    virtual = cluster(3, 2, WorkerConfig(overlap=overlap), ClockConfig(batch_spread=0.3), 40)
-    layout = virtual.shards.layout
-    again = replay([s.log for s in virtual.shards.shards], layout, CONFIG, quadratic.gradients(3), quadratic.initial())
-    assert torch.equal(again, parameters(virtual))
-
-
-def test_logs_of_different_runs_are_refused() -> None:
-    layout = Layout(quadratic.SIZE, 2, 2)
-    with pytest.raises(ValueError, match="contradict each other"):
-        replay([[(0, 2, 1)], [(0, 2, 0)]], layout, CONFIG, quadratic.gradients(2), quadratic.initial())
 
 
 def golden(name: str, trace: list[dict[str, Any]]) -> list[dict[str, Any]]:

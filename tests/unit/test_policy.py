@@ -13,7 +13,7 @@ from hpcnmt.distributed.exchange import Exchange
 from hpcnmt.distributed.layout import Layout
 from hpcnmt.distributed.message import Kind, PushHeader
 from hpcnmt.distributed.policy import PushBuffer, ShardPolicy
-from hpcnmt.distributed.scripted import replay
+from hpcnmt.distributed.record import Record
 from hpcnmt.distributed.shard import ShardConfig
 from hpcnmt.distributed.virtual import ClockConfig, LocalShards, VirtualCluster
 from hpcnmt.distributed.worker import WorkerConfig
@@ -21,19 +21,26 @@ from hpcnmt.optim.adam import AdamConfig
 from hpcnmt.optim.schedule import ScheduleConfig
 from hpcnmt.optim.update import Update, UpdateConfig
 from tests import quadratic
+from tests.recording import gradients_of, keep_virtual, repeat
 
 SIZE = quadratic.SIZE
 
 
-def trained(workers: int, shards: int, shard_policy: ShardPolicy, worker: WorkerConfig, pushes: int) -> LocalShards:
+def recorded(workers: int, shards: int, shard_policy: ShardPolicy, worker: WorkerConfig, pushes: int) -> tuple[LocalShards, Record]:
     """Shards of a run in virtual time that have received at least `pushes` pushes each; the rest of the buffers is stepped."""
     world = LocalShards(Layout(SIZE, workers, shards), ShardConfig(quadratic.UPDATE, policy=shard_policy))
     clock = ClockConfig(batch_spread=0.3)
     virtual = VirtualCluster(world, worker, clock, quadratic.gradients(workers), quadratic.initial())
-    while min(len(shard.log) for shard in world.shards) < pushes:
+    record = keep_virtual(virtual)
+    while min(len(log) for log in record.shards) < pushes:
         virtual.step()
     world.step_rest()
-    return world
+    return world, record
+
+
+def trained(workers: int, shards: int, shard_policy: ShardPolicy, worker: WorkerConfig, pushes: int) -> LocalShards:
+    """The same without a record."""
+    return recorded(workers, shards, shard_policy, worker, pushes)[0]
 
 
 def parameters(world: LocalShards) -> torch.Tensor:
@@ -70,19 +77,16 @@ POLICIES = [ShardPolicy(3), ShardPolicy(damp_staleness=True), ShardPolicy(4, Tru
 @pytest.mark.parametrize("shard_policy", POLICIES, ids=["buffer", "damping", "all", "lockstep"])
 @pytest.mark.parametrize("overlap", [0, 1])
 def test_a_log_replays_bit_for_bit(shard_policy: ShardPolicy, overlap: int) -> None:
-    world = trained(3, 2, shard_policy, WorkerConfig(overlap=overlap), 41)
-    config, logs = world.shards[0].config, [shard.log for shard in world.shards]
-    again = replay(logs, world.layout, config, quadratic.gradients(3), quadratic.initial())
-    assert torch.equal(again, parameters(world))
-    plain = replay(logs, world.layout, ShardConfig(quadratic.UPDATE), quadratic.gradients(3), quadratic.initial()) if overlap else None
-    assert plain is None or not torch.equal(again, plain)
+    worker = WorkerConfig(overlap=overlap)
+    world, record = recorded(3, 2, shard_policy, worker, 41)
+    assert torch.equal(repeat(record, world.layout, world.shards[0].config, worker), parameters(world))
 
 
 @pytest.mark.parametrize("shards", [1, 2])
 def test_lockstep_is_synchronous_training_bit_for_bit_and_ends_by_words(shards: int) -> None:
     workers, policy_of_start = 3, ShardPolicy(lockstep_words=500)
-    world = trained(workers, shards, policy_of_start, WorkerConfig(clip_norm=0.0), 60)
-    log, rounds, words, before = world.shards[0].log, 0, 0, 0
+    world, record = recorded(workers, shards, policy_of_start, WorkerConfig(clip_norm=0.0), 60)
+    log, rounds, words, before = gradients_of(record.shards[0]), 0, 0, 0
     replica, update, gradient_of = quadratic.initial(), Update(SIZE, quadratic.UPDATE), quadratic.gradients(workers)
     while words < policy_of_start.lockstep_words:
         pushes, total, before = log[rounds * workers : (rounds + 1) * workers], torch.zeros(SIZE), words
@@ -99,11 +103,11 @@ def test_lockstep_is_synchronous_training_bit_for_bit_and_ends_by_words(shards: 
 
 
 def test_after_lockstep_the_buffer_rules() -> None:
-    shard = trained(3, 1, ShardPolicy(2, lockstep_words=200), WorkerConfig(), 40).shards[0]
-    versions = [version for _, _, version in shard.log]
+    world, record = recorded(3, 1, ShardPolicy(2, lockstep_words=200), WorkerConfig(), 40)
+    shard, versions = world.shards[0], [version for _, _, version in gradients_of(record.shards[0])]
     rounds = next(index for index in range(40) if len({*versions[3 * index : 3 * index + 3]}) > 1 or versions[3 * index] != index)
     assert rounds > 2 and shard.words == shard.update.words
-    assert abs(shard.version - rounds - (len(shard.log) - 3 * rounds) / 2) <= 1
+    assert abs(shard.version - rounds - (len(versions) - 3 * rounds) / 2) <= 1
 
 
 @pytest.mark.parametrize("overlap", [0, 1])

@@ -69,7 +69,7 @@ def virtual(config: WorkerConfig, windows: int = WINDOWS) -> torch.Tensor:
     shards = LocalShards(Layout(quadratic.SIZE, 1, 1), CONFIG)
     make = (lambda: LocalOptimizer(quadratic.SIZE, config.local, quadratic.SCHEDULE, config.clip_norm)) if local_of(config) else None
     cluster = VirtualCluster(shards, config, ClockConfig(), quadratic.gradients(1), quadratic.initial(), local_of=make)
-    while len(shards.shards[0].log) < windows:
+    while shards.shards[0].staleness.total() < windows:
         cluster.step()
     out = torch.empty(quadratic.SIZE)
     shards.parameters(out)
@@ -184,7 +184,7 @@ def test_virtual_time_drops_a_window_with_a_nan_as_the_real_loop_does(overlap: i
 
     make = lambda: LocalOptimizer(quadratic.SIZE, config.local, quadratic.SCHEDULE, config.clip_norm)  # noqa: E731
     cluster = VirtualCluster(shards, config, ClockConfig(), spoiled, quadratic.initial(), local_of=make)
-    while len(shards.shards[0].log) < WINDOWS:
+    while shards.shards[0].staleness.total() < WINDOWS:
         cluster.step()
     replica, gradient = quadratic.initial(), torch.zeros(quadratic.SIZE)
     world, batches, calls = LocalShards(Layout(quadratic.SIZE, 1, 1), CONFIG), quadratic.batches(replica, gradient, 0), iter(range(1000))
