@@ -121,6 +121,11 @@ class RecordWriter:
             del self._buffer[: self._file.write(self._buffer)]
         self._flushed_s = time.monotonic()
 
+    @property
+    def has_noted(self) -> bool:
+        """Whether there is anything in the file or for it."""
+        return self._count > 0
+
     def position(self) -> int:
         """Entries so far, all of them in the file: what a checkpoint notes. `sync` brings them to the disk."""
         self.flush()
@@ -150,15 +155,21 @@ class RecordWriter:
 
 @contextmanager
 def recording(run: Path, form: RecordFormat, enabled: bool, position: int = 0) -> Iterator[RecordWriter | NoLog]:
-    """The log of a shard or worker while the block runs; what it has noted is in the file afterwards, however the block ends."""
+    """The log of a shard or worker while the block runs; what it has noted is in the file afterwards, however the block ends.
+
+    After an exception nothing is made where nothing was noted: there may be no run folder yet.
+    """
     if not enabled:
         yield NoLog()
         return
     writer = RecordWriter(run, form, position)
     try:
         yield writer
-    finally:
-        writer.close()
+    except BaseException:
+        if writer.has_noted:
+            writer.close()
+        raise
+    writer.close()
 
 
 def read_entries(path: Path, form: RecordFormat) -> list[ShardEntry | WindowEntry]:

@@ -44,6 +44,9 @@ def test_what_an_exception_leaves_behind_is_written(tmp_path: Path) -> None:
         log.append(WINDOWS[0])
         raise RuntimeError("planted")
     assert read_entries(WORKER.path(tmp_path), WORKER) == WINDOWS[:1]
+    with pytest.raises(RuntimeError, match="planted"), recording(tmp_path / "early", WORKER, True):
+        raise RuntimeError("planted")
+    assert not (tmp_path / "early").exists()  # worker 0 has yet to make it
 
 
 @pytest.mark.parametrize("form", [SHARD, WORKER], ids=["shard", "worker"])
