@@ -56,12 +56,20 @@ class Trainee:
         torch.manual_seed(self.recipe.training.seed * 1000 + worker)
 
     def add_gradient(self, batch: Batch, counted: Callable[[BatchCounts], None] | None = None) -> BatchCounts:
-        """Forward and backward: adds the gradient of the summed loss to the flat gradients; calls `counted` between the two."""
-        loss, entropy = self.model.loss_sum(batch.source_ids, batch.source_lengths, batch.target_ids, batch.target_lengths)
-        counts = BatchCounts(batch.target_words, batch.source_words, len(batch.sentence_ids), float(entropy))
-        if counted is not None:
-            counted(counts)
-        torch.autograd.backward(loss)
+        """Forward and backward: adds the gradient of the summed loss to the flat gradients; calls `counted` between the two.
+
+        Raises RuntimeError that names the batch when there is not enough memory for it.
+        """
+        try:
+            loss, entropy = self.model.loss_sum(batch.source_ids, batch.source_lengths, batch.target_ids, batch.target_lengths)
+            counts = BatchCounts(batch.target_words, batch.source_words, len(batch.sentence_ids), float(entropy))
+            if counted is not None:
+                counted(counts)
+            torch.autograd.backward(loss)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise RuntimeError(_too_large(batch, self.model.device)) from error
         return counts
 
     def open_run(self, path: Path, workers: int, shards: int, mpi: str, resumed: Resumed | None = None) -> tuple[Journal, Validation]:
@@ -87,6 +95,21 @@ class Trainee:
         if resumed is not None:
             validation.load(resumed.validation)
         return journal, validation
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether `error` says so: Python's, that of a GPU, or that of torch's allocator on CPUs, which has no class of its own."""
+    said = str(error)
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "DefaultCPUAllocator" in said or "can't allocate memory" in said
+
+
+def _too_large(batch: Batch, device: torch.device) -> str:
+    (sentences, source_length), target_length = batch.source_ids.shape, batch.target_ids.shape[1]
+    return (
+        f"out of memory on {device} with a batch of {sentences} sentences x {source_length} source pieces, x {target_length} target pieces"
+        f", {batch.source_words} + {batch.target_words} words, training sentences {', '.join(map(str, batch.sentence_ids[:5]))} ...: lower "
+        f"loader.batch_words, or leave long sentences out with hpcnmt prepare --max-length"
+    )
 
 
 def choose_device(recipe: Recipe, local_worker: int) -> torch.device:
