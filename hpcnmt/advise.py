@@ -19,6 +19,7 @@ from rich.table import Table
 
 from hpcnmt.advise_findings import FIRST_LOOK, advised_options, all_findings, disagreements, judge, numbers_of, remarks
 from hpcnmt.advise_local import FACTOR
+from hpcnmt.advise_pick import check_flags, pick
 from hpcnmt.advise_setting import Finding, Setting, number
 from hpcnmt.config import from_mapping, load_recipe, override
 from hpcnmt.distributed.activity import TRAINING
@@ -34,6 +35,9 @@ WITHOUT_A_RECIPE = (*FLAGS.values(), "optimizer.beta1", "worker.local.mode", FAC
 
 def advise(arguments: Namespace) -> int:
     """Prints the advice; returns the exit code. Raises ValueError for wrong input."""
+    check_flags(arguments)
+    if arguments.pick:
+        return pick(arguments)
     if arguments.run is not None:
         given = [name for name in ("workers", "staleness", "wait", "recipe", *FLAGS) if vars(arguments)[name] is not None]
         given += ["set"] if arguments.set else []
