@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from hpcnmt import advise_pick
-from hpcnmt.advise_measured import BATCH_S, MEASURED, PARAMETERS, RATE_WORKERS, RATES, Measured, Method
+from hpcnmt.advise_measured import BATCH_S, MEASURED, PARAMETERS, RATE_WORKERS, RATES, TUNING, TUNING_SOURCES, Measured, Method
 from hpcnmt.bench.grid import read_grid
 from hpcnmt.bench.rates import read_columns
 from hpcnmt.bench.results import read_results
@@ -44,6 +44,12 @@ def test_words_per_second_are_those_of_the_results(gbit: float) -> None:
     for method in MEASURED[0].methods:
         (phase,) = columns[0].phases(method.rate_settings(RATE_WORKERS))
         assert phase.target_words_per_s == pytest.approx(rates[method.name], abs=0.5), method.name
+
+
+def test_quoted_trials_are_those_of_the_results() -> None:
+    points = {key: point for name in TUNING_SOURCES for key, point in read_results(RESULTS / name)["points"].items()}
+    for trial, entropy in TUNING.items():
+        assert points[f"{trial} seed1"]["curve"][-1]["cross_entropy"] == pytest.approx(entropy, abs=5.1e-4), trial
 
 
 def trained(recipe: Recipe) -> Recipe:
