@@ -17,8 +17,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from hpcnmt.advise_findings import FIRST_LOOK, advised_options, all_findings, disagreements, judge, numbers_of, remarks
+from hpcnmt.advise_findings import advised_options, all_findings, disagreements, judge, numbers_of, remarks
 from hpcnmt.advise_local import FACTOR
+from hpcnmt.advise_measured import TUNING_WHAT
+from hpcnmt.advise_pick import check_flags, pick
 from hpcnmt.advise_setting import Finding, Setting, number
 from hpcnmt.config import from_mapping, load_recipe, override
 from hpcnmt.distributed.activity import TRAINING
@@ -34,6 +36,9 @@ WITHOUT_A_RECIPE = (*FLAGS.values(), "optimizer.beta1", "worker.local.mode", FAC
 
 def advise(arguments: Namespace) -> int:
     """Prints the advice; returns the exit code. Raises ValueError for wrong input."""
+    check_flags(arguments)
+    if arguments.pick:
+        return pick(arguments)
     if arguments.run is not None:
         given = [name for name in ("workers", "staleness", "wait", "recipe", *FLAGS) if vars(arguments)[name] is not None]
         given += ["set"] if arguments.set else []
@@ -128,7 +133,7 @@ def _print(setting: Setting, result: dict[str, Any]) -> None:
     for disagreement in result["disagreements"]:
         sides = ", ".join(disagreement["sides"])
         console.print(f"{disagreement['about']}: {sides}. Followed: {disagreement['follows']}: {disagreement['why']}.", markup=False)
-    console.print(f"{FIRST_LOOK}.", markup=False)
+    console.print(f"Measured: {TUNING_WHAT}.", markup=False)
     for judgement in result["judged"]:
         verdict = "fits" if judgement["fits"] else f"advised: {number(judgement['advised'])}"
         console.print(f"{judgement['option']} is {number(judgement['found'])}: {verdict}", markup=False)

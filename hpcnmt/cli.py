@@ -40,6 +40,7 @@ examples:
   hpcnmt advise --workers 4 --delay 2 --batch-words 1000 --overlap 1
   hpcnmt advise --workers 4 --recipe multi30k-transformer --set optimizer.beta1=0.9
   hpcnmt advise --run run1
+  hpcnmt advise --pick --workers 4 --network-gbit 1
 """
 USER_ERROR = 2
 RANK_ZERO_FIRST_S = 1.0
@@ -161,6 +162,13 @@ def _advise_command(commands: argparse._SubParsersAction[argparse.ArgumentParser
     advise.add_argument("--run", type=Path, help="folder of hpcnmt train: gives all of these, measured, and is judged")
     advise.add_argument("--momentum", type=float, default=0.9, help="beta1 that is best without staleness (default 0.9)")
     advise.add_argument("--json", action="store_true")
+    picked = advise.add_argument_group("with --pick: which of the measured methods reaches the same quality soonest, as a shipped recipe")
+    picked.add_argument("--pick", action="store_true", help="needs --workers; says where synchronous training wins, too")
+    picked.add_argument("--model", choices=("transformer", "gru"), help="which kind of model (default transformer)")
+    picked.add_argument("--network-gbit", type=float, metavar="X", help="speed of every link (default 1)")
+    picked.add_argument("--parameters", type=float, metavar="COUNT", help="of the model (default 1e7, as measured)")
+    picked.add_argument("--batch-s", type=float, metavar="SECONDS", help="of one batch on a worker (default 0.4, as measured)")
+    picked.add_argument("--throughput", type=Path, metavar="FILE", help="your own results of hpcnmt bench throughput, simulated compute")
 
 
 def _sample_corpus(arguments: argparse.Namespace) -> int:
@@ -342,7 +350,12 @@ def _replay(arguments: argparse.Namespace) -> int:
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    from hpcnmt.bench.report import write_report
+    try:
+        from hpcnmt.bench.report import write_report
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "matplotlib":
+            raise
+        raise ValueError("found no matplotlib, which draws the pictures of hpcnmt report: pip install matplotlib") from error
 
     for path in write_report(arguments.results, arguments.out, arguments.png):
         print(f"wrote {path}")

@@ -12,6 +12,7 @@ from typing import Any
 
 from hpcnmt.bench.crossing import LOWER_IS_BETTER, crossing, mean_of_last, median_over_seeds
 from hpcnmt.bench.grid import Grid, Target
+from hpcnmt.bench.network_crossing import synchronous_wins
 from hpcnmt.bench.rates import Column, seconds_to
 from hpcnmt.bench.results import Figures
 from hpcnmt.bench.runs import GROWING
@@ -47,7 +48,7 @@ def targets(given: Target, baseline: BySeed) -> dict[str, float | None]:
 
 def summarize(points: Mapping[str, Figures], grid: Grid, columns: Sequence[Column]) -> Figures:
     """The whole summary: "baseline", "target", "policies" (in the order of the grid), "tuned" where policies are trials of methods, and
-    "seconds" with throughput results."""
+    with throughput results "seconds" and "synchronous_wins"."""
     policies = by_policy(points)
     compared = policies.get(grid.baseline, {})
     goal = targets(grid.target, compared)
@@ -56,7 +57,9 @@ def summarize(points: Mapping[str, Figures], grid: Grid, columns: Sequence[Colum
     seconds = [entry for column in columns for entry in _seconds(rows, column, grid.baseline)]
     tuned = [_tuned(method, trials, rows, grid) for method, trials in grid.methods.items()]
     summary = {"baseline": grid.baseline, "target": goal, "policies": rows}
-    return summary | ({"tuned": tuned} if tuned else {}) | ({"seconds": seconds} if columns else {})
+    wins = synchronous_wins(rows, seconds, columns)
+    summary |= {"tuned": tuned} if tuned else {}
+    return summary | ({"seconds": seconds} if columns else {}) | ({"synchronous_wins": wins} if wins else {})
 
 
 def _tuned(method: str, trials: Sequence[str], rows: Sequence[Figures], grid: Grid) -> Figures:

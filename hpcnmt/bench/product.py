@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from hpcnmt.bench.crossing import crossing, median_over_seeds
+from hpcnmt.bench.identity import completed, first_difference
 from hpcnmt.bench.results import Figures, read_results
-from hpcnmt.bench.runs import Run, data_identity, first_difference, flat_options
+from hpcnmt.bench.runs import Run, data_identity
 
 LEARNING = (
     "model.", "loader.batch_words", "worker.", "optimizer.", "schedule.", "training.ema_alpha", "training.wire",
@@ -41,7 +42,7 @@ def matching(points: Mapping[str, Figures], wanted: Mapping[str, Any]) -> dict[s
 
 
 def _learning(options: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in flat_options(options).items() if name.startswith(LEARNING)}
+    return {name: value for name, value in completed(options).items() if name.startswith(LEARNING)}
 
 
 class Product:

@@ -22,11 +22,11 @@ from pathlib import Path
 from typing import Any
 
 from hpcnmt.bench.children import train_all, work_folder
+from hpcnmt.bench.identity import first_difference
 from hpcnmt.bench.results import Figures, Results
 from hpcnmt.bench.runs import (
     Run,
     data_identity,
-    first_difference,
     integers,
     plan_run,
     read_curve,
@@ -116,7 +116,7 @@ def not_measured(runs: Sequence[Run], results: Results) -> list[Run]:
     """The runs without a point. ValueError when a point of that name has other settings."""
     for run in runs:
         if run.key in results and (difference := first_difference(results.points[run.key]["settings"], run.identity())):
-            raise ValueError(f"{results.path} has a point {run.key!r} whose {difference}: choose another --out or another name")
+            raise ValueError(f"{results.path} has another point {run.key!r} ({difference}): choose another --out or another name")
     return [run for run in runs if run.key not in results]
 
 

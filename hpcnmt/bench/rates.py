@@ -8,6 +8,7 @@ it are predictions, and say so. Used by ablation.py, ablation_summary.py and rep
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +44,13 @@ class Column:
 
     label: str
     points: dict[str, Figures]
+    compute: tuple[Any, ...] = ()
+    """Seconds and words of a batch, and parameters: what is the same for columns that differ in the network alone."""
+
+    @property
+    def link_bytes_per_s(self) -> float:
+        """The median of the points; 0 where none says."""
+        return statistics.median([float(p["settings"].get("link_bytes_per_s", 0.0)) for p in self.points.values()] or [0.0])
 
     def phases(self, settings: Figures) -> list[Phase]:
         """The rates of a policy, in order; none when a phase has none."""
@@ -102,7 +110,7 @@ def read_columns(paths: Sequence[Path]) -> list[Column]:
             columns.setdefault(group, {})[key] = point
     if len({group[1:] for group in columns}) < len(columns):
         raise ValueError("found two throughput files of the same network, batch and model, expected one for each: leave one out")
-    return [Column(_label(*group[1:]), points) for group, points in columns.items()]
+    return [Column(_label(*group[1:]), points, group[2:]) for group, points in columns.items()]
 
 
 def _label(network: str, batch_s: float, batch_words: int, parameters: int) -> str:

@@ -105,10 +105,10 @@ def _quality(results: Figures) -> list[Part]:
 def _ablation(results: Figures) -> list[Part]:
     return [
         ablation_tables.policies(results), ablation_tables.tuned(results), ablation_tables.seconds(results),
-        ablation_tables.tested(results),
+        ablation_tables.networks(results), ablation_tables.tested(results),
         ablation.differences(results), ablation.against_words(results), ablation.against_seconds(results), ablation.staleness(results),
         ablation_tables.runs(results),
-        tables.further(results, ("baseline", "target", "policies", "tuned", "seconds")),
+        tables.further(results, ("baseline", "target", "policies", "tuned", "seconds", "synchronous_wins")),
     ]  # fmt: skip
 
 

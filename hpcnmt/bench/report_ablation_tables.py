@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from hpcnmt.bench.network_crossing import in_words
 from hpcnmt.bench.report_fields import MISSING, entries, figures, fixed, numbers, points, settings, show
 from hpcnmt.bench.report_tables import END_OF_RUN, Columns, by_columns, decimals, field, of_points
 from hpcnmt.bench.results import Figures
@@ -87,6 +88,25 @@ def seconds(results: Figures) -> str:
         columns[f"{title}: seconds / baseline's"] = decimals(f"ratio_{name}", 3)
     caption = "Predicted seconds: words to the target (virtual time) / words per second (simulated compute)"
     return by_columns(caption, rows_of(results, "seconds"), columns)
+
+
+def networks(results: Figures) -> str:
+    """Every policy beside synchronous training at each network, and from which speed of the links on that wins."""
+    rows = rows_of(results, "synchronous_wins")
+    labels = dict.fromkeys(show(entry.get("rates")) for row in rows for entry in entries(row.get("ratios")))
+    columns: dict[str, Callable[[Figures], str]] = {"policy": field("name"), "synchronous training": field("against")}
+    for label in labels:
+        columns[label] = _ratio_at(label)
+    columns["synchronous training wins from"] = _wins_from
+    return by_columns("Times as fast as synchronous training to the same cross-entropy (predicted), and where that wins", rows, columns)
+
+
+def _ratio_at(label: str) -> Callable[[Figures], str]:
+    return lambda row: next((fixed(e.get("ratio"), 3) for e in entries(row.get("ratios")) if show(e.get("rates")) == label), MISSING)
+
+
+def _wins_from(row: Figures) -> str:
+    return in_words(row) if len([end for end in numbers(row.get("measured_link_bytes_per_s")) if end]) == 2 else MISSING
 
 
 def tested(results: Figures) -> str:

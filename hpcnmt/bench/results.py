@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 import hpcnmt
+from hpcnmt.bench.identity import configuration_difference
 
 FORMAT = 1
 Figures = dict[str, Any]
@@ -74,11 +75,11 @@ class Results:
         config = json.loads(json.dumps(config))  # as it will be read back
         if path.exists():
             self._content = read_results(path)
-            for name, expected in (("kind", kind), ("config", config)):
-                if self._content[name] != expected:
-                    raise ValueError(
-                        f"{path} exists with another {name} ({_difference(self._content[name], expected)}): choose another --out"
-                    )
+            found = self._content["kind"]
+            if found != kind:
+                raise ValueError(f"{path} exists with another kind (found {found!r}, expected {kind!r}): choose another --out")
+            if difference := configuration_difference(self._content.get("config", {}), config):
+                raise ValueError(f"{path} exists with another config ({difference}): choose another --out")
         else:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._content = {"format": FORMAT, "kind": kind, "machine": machine(), "config": config, "points": {}, "summary": {}}
@@ -107,10 +108,3 @@ class Results:
         temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.part")
         temporary.write_text(json.dumps(self._content, indent=1) + "\n", "utf-8")
         temporary.replace(self.path)
-
-
-def _difference(found: object, expected: object) -> str:
-    if isinstance(found, dict) and isinstance(expected, dict):
-        name = next(n for n in [*expected, *found] if found.get(n) != expected.get(n))
-        return f"{name}: found {found.get(name)!r}, expected {expected.get(name)!r}"
-    return f"found {found!r}, expected {expected!r}"

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hpcnmt.bench.identity import completed, first_difference, flat_options
 from hpcnmt.config import load_recipe, override
 from hpcnmt.data.corpus import read_description
 from hpcnmt.data.vocabulary import Vocabularies
@@ -111,20 +112,6 @@ def integers(text: str, what: str) -> list[int]:
     return [int(part) for part in parts]
 
 
-def flat_options(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested options by their dotted names, as JSON gives them back."""
-    flat: dict[str, Any] = {}
-    for name, value in options.items():
-        flat |= flat_options(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
-    return dict(json.loads(json.dumps(flat)))
-
-
-def first_difference(found: Mapping[str, Any], expected: Mapping[str, Any]) -> str:
-    """The first option in which two flat mappings differ, in words; "" when they are equal."""
-    name = next((n for n in [*expected, *found] if found.get(n) != expected.get(n)), None)
-    return "" if name is None else f"{name} is {found.get(name)!r}, expected {expected.get(name)!r}"
-
-
 def data_identity(data: Path) -> dict[str, Any]:
     """What tells one prepared corpus from another, wherever it lies."""
     description = read_description(data)
@@ -142,7 +129,7 @@ def is_done(run: Run) -> bool:
         raise ValueError(f"{run.folder} is in the way and holds no run ({error}): remove it, or choose another --work") from error
     ended = (run.folder / "metrics.jsonl").is_file() and any(r["kind"] == "end" for r in RunFolder(run.folder).records())
     expected = flat_options(asdict(run.recipe) | {"context": {"workers": run.workers, "shards": run.shards}})
-    found = flat_options(found | {"context": {name: context.get(name) for name in ("workers", "shards")}})
+    found = completed(found | {"context": {name: context.get(name) for name in ("workers", "shards")}})
     found |= {name: expected[name] for name in expected if name.endswith("vocabulary_size")}  # known only to who has read the data
     difference = first_difference(found, expected)
     if ended and not difference and Vocabularies.read(run.folder).digest != read_description(run.data)["vocabulary_digest"]:

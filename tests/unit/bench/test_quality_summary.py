@@ -73,7 +73,7 @@ def test_the_product_is_words_of_virtual_time_by_words_per_second() -> None:
     [
         (product(), planned("async", 2, 1), ""),
         (product(), planned("async", 4, 1), "no point of 4 workers"),
-        (product(), planned("async", 2, 1, delay=2), "worker.delay is 1, expected 2"),
+        (product(), planned("async", 2, 1, delay=2), "worker.delay: found 1, expected 2"),
         (product(delay=2), planned("async", 2, 1, delay=2), "the throughput results have no point"),
         (product(straggler=2.0), planned("async", 2, 1), "the throughput results have no point"),
         (product(parameters=10), planned("async", 2, 1), "the throughput results have no point"),

@@ -8,6 +8,7 @@ import io
 import json
 import random
 import re
+import sys
 from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
 from pathlib import Path
@@ -275,3 +276,14 @@ def test_fields_are_read_with_care() -> None:
     assert [show(value) for value in (1234567, 1234.5, 0.12345, 123.4, True, None, "", [1], 0)] == [
         "1,234,567", "1,234", "0.123", "123", "yes", "–", "–", "[1]", "0",
     ]  # fmt: skip
+
+
+def test_without_matplotlib_it_ends_with_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in [name for name in sys.modules if name.startswith("hpcnmt.bench.report")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert main(["report", str(tmp_path / "results.json"), "--out", str(tmp_path / "page.html")]) == 2
+    error = capsys.readouterr().err
+    assert "found no matplotlib" in error and "pip install matplotlib" in error and error.count("\n") == 1

@@ -95,3 +95,17 @@ def test_what_the_benchmark_sets_cannot_be_set() -> None:
     refuse_own_options(["worker.delay=2"], "--set")
     with pytest.raises(ValueError, match="found loader.seed in --set: use --seeds"):
         refuse_own_options(["worker.delay=2", "loader.seed=3"], "--set")
+
+
+def test_a_run_folder_of_before_an_option_existed_is_recognised(data: Path, tmp_path: Path) -> None:
+    run = planned(data, tmp_path)
+    trained(run, {"kind": "end"})
+    path = run.folder / "config.json"
+    content = json.loads(path.read_text())
+    del content["deadlines"], content["training"]["trace"]
+    path.write_text(json.dumps(content))
+    assert is_done(run)
+    content["training"]["mode"] = "plain"
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="holds another run .training.mode: found 'plain', expected 'virtual'."):
+        is_done(run)

@@ -1,0 +1,68 @@
+"""What `hpcnmt advise --pick` knows: words to the same quality (virtual time) and words per second (simulated compute) of each method.
+
+A copy of figures in benchmarks/results, so that an installed package has them; tests/unit/test_advise_pick.py compares them with those
+files, and every recipe with the policy that was measured. Pure data; used by advise_pick.py.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way of training; `words`: target words to the quality that all are compared at, None where it is not reached."""
+
+    name: str
+    recipe: str
+    words: float | None
+    mode: Literal["virtual", "sync-equivalent"] = "virtual"
+    delay: int = 1
+    overlap: int = 0
+    lockstep: bool = False
+
+    def rate_settings(self, workers: int) -> dict[str, Any]:
+        """Settings by which its words per second are found in results of throughput."""
+        names = {"mode": self.mode, "workers": workers, "delay": self.delay, "overlap": self.overlap, "wire": "fp32"}
+        return names | {"lockstep": self.lockstep}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The methods measured with one model and one number of workers; the first one is the baseline."""
+
+    model: Literal["transformer", "gru"]
+    workers: int
+    what: str
+    cross_entropy: float
+    seeds: int
+    source: str
+    methods: tuple[Method, ...]
+
+
+MEASURED = (
+    Measured("transformer", 4, "2+2 x 128 Transformer, Multi30k en-de, batches of 1,000 words", 2.905, 1, "ablation-multi30k-2x128.json", (
+        Method("async", "multi30k-small-async", 1400320.0),
+        Method("local-tau4", "multi30k-small-local", 1247058.0, delay=4),
+        Method("lockstep-local-tau4", "multi30k-small-lockstep", 1068892.0, delay=4, lockstep=True),
+        Method("synchronous", "multi30k-small-sync", 890574.0, "sync-equivalent"),
+    )),
+)  # fmt: skip
+
+PARAMETERS, BATCH_S, RATE_WORKERS = 10_000_000, 0.4, 4
+"""Of the measured words per second."""
+RATES: dict[float, tuple[str, dict[str, float]]] = {
+    1.0: ("throughput-1gbit.json", {"async": 7770.8, "local-tau4": 13909.6, "lockstep-local-tau4": 11507.6, "synchronous": 10972.0}),
+    10.0: ("throughput-10gbit.json", {"async": 14071.0, "local-tau4": 17317.0, "lockstep-local-tau4": 15670.0, "synchronous": 16944.0}),
+}
+"""Gbit/s of every link -> file, and target words per second of each method."""
+
+TUNING_SOURCES = ("ablation-multi30k-2x128-tuning.json", "ablation-multi30k-2x128-local.json")
+TUNING_WHAT = "validation nats/word of a 2+2 x 128 Transformer after 700,000 words, 4 workers, one seed (docs/method.md)"
+TUNING: dict[str, float] = {
+    "async-b0-lr1": 3.567, "async-b0-lr2": 3.518, "async-b0-lr3": 3.835, "async-b0.5-lr1": 3.693, "async-b0.5-lr2": 3.814,
+    "async-b0.9-lr1": 3.753, "async-overlap-b0-lr1": 4.358, "hybrid4-b0.5-lr1": 3.676, "synchronous-b0.5-lr2": 2.834,
+    "synchronous-b0.9-lr1": 3.327, "tau4-lr.5": 4.886, "local-tau4-lr1-f8": 3.323, "local-tau4-lr1-f2": 4.233,
+}  # fmt: skip
+"""Trial, as it is named in those files -> what it ended at."""
