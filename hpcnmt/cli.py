@@ -17,6 +17,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hpcnmt.slurm_script import add_arguments as add_slurm_arguments
+from hpcnmt.slurm_script import write_job_script
+
 if TYPE_CHECKING:
     from hpcnmt.training.recipe import Recipe
 
@@ -63,6 +66,8 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--shards", type=int, help="default 1; not in modes plain and sync")
     train.add_argument("--set", action="append", default=[], metavar="SECTION.OPTION=VALUE", help="change an option of the recipe")
     train.add_argument("--trace", action="store_true", help="write what every rank does when to RUN/trace (training.trace=true)")
+    slurm = commands.add_parser("slurm", help="write a filled-in job script for Slurm; its arguments are those of train, and the job's")
+    add_slurm_arguments(slurm)
     _inference_commands(commands)
     _run_commands(commands)
     commands.add_parser("bench", help="measure: throughput, comm, time-to-bleu, quality, ablation, soak", add_help=False)
@@ -313,7 +318,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
 COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "sample-corpus": _sample_corpus, "prepare": _prepare, "train": _train, "translate": _translate,
     "score": _score, "evaluate": _evaluate, "summary": _summary, "status": _status, "trace": _trace, "report": _report,
-    "advise": _advise, "doctor": _doctor,
+    "advise": _advise, "doctor": _doctor, "slurm": write_job_script,
 }  # fmt: skip
 
 

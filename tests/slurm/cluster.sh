@@ -22,7 +22,7 @@ SlurmctldHost=$(hostname -s)(127.0.0.1)
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
-AuthInfo=socket=$folder/run/munge.sock,cred_expire=5
+AuthInfo=socket=/run/munge.sock,cred_expire=5
 CredType=cred/munge
 SlurmctldPort=17000
 SlurmdPort=17001
@@ -99,8 +99,8 @@ ready() { [ "$(timeout 3 sinfo -h -N -p main -o %t 2> /dev/null | grep -cxE 'idl
 
 start() {
     local node end=$((SECONDS + 60))
-    munged --key-file="$folder/etc/munge.key" --socket="$folder/run/munge.sock" --pid-file="$folder/run/munged.pid" \
-        --log-file="$folder/log/munged.log" --seed-file="$folder/run/munge.seed" --num-threads=2 || return 1
+    munged --key-file="$folder/etc/munge.key" --socket=/run/munge.sock --pid-file=/run/munged.pid \
+        --log-file="$folder/log/munged.log" --seed-file=/run/munge.seed --num-threads=2 || return 1
     slurmctld || return 1
     for node in "${nodes[@]}"; do start_node "$node" || return 1; done
     until ready; do
@@ -120,6 +120,7 @@ inside) # process 1 of its namespace: when it ends, the kernel ends everything i
     # slurmctld cannot listen where there is no address besides loopback (AI_ADDRCONFIG)
     ip link add other type bridge && ip address add 10.213.76.1/32 dev other && ip link set other up
     mount -t tmpfs tmpfs /dev/shm
+    mount -t tmpfs -o mode=755 tmpfs /run # munge wants a folder that all can reach, as FOLDER need not be
     write_files && start || exit 99
     "$@"
     ;;
