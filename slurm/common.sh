@@ -72,30 +72,38 @@ on_signal() { # USR1: asked for with --signal, before the time limit and at pree
     [ -z "$step" ] || kill -USR1 "$step" 2> /dev/null # srun forwards it to all tasks
 }
 
-# A copy of the corpus on each node, whole or not at all; also removes those of jobs that were killed before they could.
-stage_program='
-set -eu
-mine=$1/hpcnmt-stage-$2
+# On each node, before and after the ranks. MPICH names shared memory by job and step: what killed ranks have left would hang the same step of
+# the requeued job, so what no process has mapped goes. Copies of the corpus go when Slurm no longer knows their job ($4: those it knows).
+sweep_program='
+for old in /dev/shm/mpich_shm_*; do
+    [ -O "$old" ] || continue
+    grep -qsF -- "$old" /proc/[0-9]*/maps || rm -f -- "$old"
+done
 for old in "$1"/hpcnmt-stage-*; do
     [ -d "$old" ] && [ -O "$old" ] || continue
     case " $4 " in *" all "* | *" ${old##*-} "*) ;; *) rm -rf -- "$old" ;; esac
 done
+'
+# A copy of the corpus $3 for job $2 below $1, whole or not at all.
+stage_program='
+[ -n "$3" ] || exit 0
+set -eu
+mine=$1/hpcnmt-stage-$2
 rm -rf -- "$mine"
 mkdir -m 700 -- "$mine"
 cp -R -- "$3/." "$mine/part"
 sizes() { (cd "$1" && find . -type f -printf "%P %s\n" | LC_ALL=C sort); }
 [ "$(sizes "$3")" = "$(sizes "$mine/part")" ]
 mv -- "$mine/part" "$mine/data"'
-stage_corpus() {
-    local alive
-    data_here=$data staged=""
-    [ "${HPCNMT_STAGE:-1}" != 0 ] || return 0
-    staged=${HPCNMT_STAGE_DIR:-${SLURM_TMPDIR:-${TMPDIR:-/tmp}}}
+prepare_nodes() {
+    local alive staged=$data
+    disk=${HPCNMT_STAGE_DIR:-${SLURM_TMPDIR:-${TMPDIR:-/tmp}}} data_here=$data
+    [ "${HPCNMT_STAGE:-1}" != 0 ] || staged=""
     alive=$(timeout 60 squeue -h -u "$(id -u)" -o %A | xargs) || alive=all
-    if on_every_node bash -c "$stage_program" stage "$staged" "$SLURM_JOB_ID" "$data" "$alive $SLURM_JOB_ID"; then
-        data_here=$staged/hpcnmt-stage-$SLURM_JOB_ID/data
-    elif [ -z "$stopped" ]; then
-        say "could not copy $data to $staged of every node: the ranks read $data itself"
+    if ! on_every_node bash -c "$sweep_program$stage_program" prepare "$disk" "$SLURM_JOB_ID" "$staged" "$alive $SLURM_JOB_ID"; then
+        [ -n "$stopped" ] || say "could not copy $data to $disk of every node: the ranks read $data itself"
+    elif [ -n "$staged" ]; then
+        data_here=$disk/hpcnmt-stage-$SLURM_JOB_ID/data
     fi
 }
 
@@ -113,11 +121,11 @@ on_every_node() { # COMMAND...: one task on each node, of all components of a he
     run_step "${words[@]}"
 }
 
-clean_nodes() { # what the ranks may have left: copies of the corpus, shared memory of killed ranks
-    local program='[ -z "$1" ] || rm -rf -- "$1"; "$2" -m hpcnmt.training.leftovers > /dev/null 2>&1 || true'
-    local copy=${staged:+$staged/hpcnmt-stage-$SLURM_JOB_ID}
-    [ -z "$copy" ] || rm -rf -- "$copy"
-    [ "$(state_of_job)" != RUNNING ] || on_every_node bash -c "$program" clean "$copy" "$python"
+clean_nodes() { # what the ranks may have left: shared memory, this job's copy of the corpus
+    local program='"$5" -m hpcnmt.training.leftovers > /dev/null 2>&1 || true' mine=$disk/hpcnmt-stage-$SLURM_JOB_ID
+    rm -rf -- "$mine"
+    [ "$(state_of_job)" != RUNNING ] || on_every_node bash -c "rm -rf -- \"\$1/hpcnmt-stage-\$2\"; $sweep_program$program" \
+        clean "$disk" "$SLURM_JOB_ID" "" all "$python"
 }
 
 requeue() { # once: a job that Slurm has requeued or ended meanwhile is no longer running
@@ -181,7 +189,7 @@ train_in_job() {
     export HPCNMT_EXIT_FILE=$beside.exit # srun's own code tells of the ranks that were killed because one failed
     trap 'on_signal USR1' USR1
     trap 'on_signal TERM' TERM
-    stage_corpus
+    prepare_nodes
     rm -f -- "$HPCNMT_EXIT_FILE"
     before=$(newest_checkpoint) begun=$SECONDS
     if [ -z "$stopped" ]; then run_step "${launch[@]}" "$@" --data "$data_here" || code=$?; else code=$SAVED; fi

@@ -1,6 +1,6 @@
 """What stands in for hpcnmt train where the job scripts' own logic is tested: counts in its run folder, saves at a signal, goes on.
 
-    counting.py RUN --data DATA        each start takes the next word of RUN/plan: count (the default: 5 more) | wait | fail | wrong | advance
+    counting.py RUN --data DATA        each start takes the next word of RUN/plan: count (default: 5 more) | wait | fail | wrong | advance
 RUN/events gets a line for each start and end; RUN/count is its checkpoint. Every rank checks the world and reads the corpus.
 """
 

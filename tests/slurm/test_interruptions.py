@@ -59,12 +59,6 @@ def test_a_lost_node_requeues_the_job(slurm: Cluster) -> None:
     assert job.end("COMPLETED")["Restarts"] == "1" and job.events("finished"), job.log.read_text()
 
 
-def test_copies_of_killed_jobs_are_swept(slurm: Cluster) -> None:
-    slurm.on_nodes("c1", "mkdir", slurm.local / "hpcnmt-stage-99999")
-    StandIn(slurm, "sweeping", "--nodelist=c1").end("COMPLETED")
-    assert not slurm.on_nodes("c1", "ls", slurm.local)
-
-
 def test_the_shipped_scripts_find_their_common_part(slurm: Cluster) -> None:
     """Each ends with one line about what is to be edited, in place of a training."""
     for name in ("train", "sync", "hetjob"):
