@@ -41,13 +41,13 @@ from mpi4py import MPI; print(MPI.Get_library_version())') || refuse "found no u
     launch=(srun --kill-on-bad-exit=1 --mpi="$mpi_plugin") # without it the others would wait for a dead rank until the time limit
 }
 
-# Every rank sees all GPUs of its node: hpcnmt spreads the workers of a host over them by their local rank. With --gpus-per-task a
-# shard would take a GPU too, and NCCL could not reach the others'. Cores are bound so that memory stays near the core that touched it first.
+# Every rank sees all GPUs of its node, which is what srun does without a --gpu option: hpcnmt spreads the workers of a host over them by their
+# local rank. With --gpus-per-task a shard would take a GPU too, and NCCL could not reach the others'; --gpu-bind=none hides all of them in
+# Slurm 22.05. Cores are bound so that memory stays near the core that touched it first.
 bind_ranks() {
     local bind=${HPCNMT_CPU_BIND:-}
     if [ -z "$bind" ] && timeout 60 scontrol show config 2> /dev/null | grep -qE '^TaskPlugin +=.*affinity'; then bind=cores; fi
     [ -z "$bind" ] || [ "$bind" = none ] || launch+=(--cpu-bind="$bind")
-    [ -z "${SLURM_GPUS_ON_NODE:-}" ] || launch+=(--gpu-bind=none)
 }
 
 # Runs a command so that signals are heard meanwhile; a caught one is passed on as USR1. Returns its exit code.

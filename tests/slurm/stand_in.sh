@@ -12,6 +12,7 @@ choose_mpi
 bind_ranks
 if [ -n "${SLURM_HET_SIZE:-}" ]; then
     export MPIR_CVAR_NOLOCAL=1
+    unset CUDA_VISIBLE_DEVICES
     launch+=("--het-group=0,1")
 else
     launch+=(--nodes="$SLURM_JOB_NUM_NODES" --ntasks="$ranks" --distribution=cyclic)

@@ -17,7 +17,7 @@ OPEN_MPI = "Open MPI" in MPI.Get_library_version()
 
 @pytest.mark.mpi
 def test_one_world_of_the_installed_mpi_reads_a_copy_on_each_node(slurm: Cluster) -> None:
-    job = StandIn(slurm, "world", "--nodes=2", "--partition=gpu", "--gpus-per-node=2", ranks=4)
+    job = StandIn(slurm, "world", "--nodes=2", "--ntasks-per-node=2", "--partition=gpu", "--gpus-per-node=2", ranks=4)
     job.end("COMPLETED")
     staged = slurm.local / f"hpcnmt-stage-{job.job}" / "data"
     assert job.events("start") == [f"start count ranks=4 hosts=g1:0,1,g2:0,1 data={staged} read=True"]
@@ -26,7 +26,8 @@ def test_one_world_of_the_installed_mpi_reads_a_copy_on_each_node(slurm: Cluster
 
 @pytest.mark.skipif(OPEN_MPI, reason="srun starts no Open MPI across components")
 def test_a_heterogeneous_job_is_one_world_with_the_workers_first(slurm: Cluster) -> None:
-    parts = ("--partition=gpu", "--nodes=2", "--ntasks=3", "--gpus-per-node=2", ":", "--partition=cpu", "--nodes=1", "--ntasks=1")
+    workers = ("--partition=gpu", "--nodes=2", "--ntasks=3", "--ntasks-per-node=2", "--gpus-per-node=2")
+    parts = (*workers, ":", "--partition=cpu", "--nodes=1", "--ntasks=1")
     job = StandIn(slurm, "het", *parts, ranks=4, plan="wait")
     job.wait_counting()
     slurm.run("scancel", "--batch", "--signal=USR1", job.job)
