@@ -186,15 +186,15 @@ train_in_job() {
     beside=$(dirname -- "$run")/.$(basename -- "$run")
     mkdir -p -- "$(dirname -- "$run")" || refuse "cannot make the folder of $run"
     counter=$beside.failures
-    export HPCNMT_EXIT_FILE=$beside.exit # srun's own code tells of the ranks that were killed because one failed
+    export HPCNMT_EXIT_CODE=$beside.exit # a file; srun's own code tells of the ranks that were killed because one failed
     trap 'on_signal USR1' USR1
     trap 'on_signal TERM' TERM
     prepare_nodes
-    rm -f -- "$HPCNMT_EXIT_FILE"
+    rm -f -- "$HPCNMT_EXIT_CODE"
     before=$(newest_checkpoint) begun=$SECONDS
     if [ -z "$stopped" ]; then run_step "${launch[@]}" "$@" --data "$data_here" || code=$?; else code=$SAVED; fi
-    if [ "$code" != 0 ] && [ -s "$HPCNMT_EXIT_FILE" ]; then read -r code < "$HPCNMT_EXIT_FILE"; fi
-    rm -f -- "$HPCNMT_EXIT_FILE"
+    if [ -s "$HPCNMT_EXIT_CODE" ]; then read -r code < "$HPCNMT_EXIT_CODE" || true; fi # it may have no newline
+    rm -f -- "$HPCNMT_EXIT_CODE"
     clean_nodes
     conclude "$code" $((SECONDS - begun)) "$before"
 }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import subprocess
@@ -29,13 +28,7 @@ def is_first(mode: str) -> bool:
 
 
 def abort(mode: str, code: int) -> int:
-    """Ends all ranks of MPI's world; returns `code` for torchrun, which ends its ranks itself when one fails.
-
-    srun's own exit code is the highest of all ranks, 137 of those that were killed: the job scripts read `code` from HPCNMT_EXIT_FILE.
-    """
-    if path := os.environ.get("HPCNMT_EXIT_FILE"):
-        with contextlib.suppress(OSError), open(path, "x", encoding="ascii") as file:  # the first rank that fails is the cause
-            file.write(f"{code}\n")
+    """Ends all ranks of MPI's world; returns `code` for torchrun, which ends its ranks itself when one fails."""
     if mode == "sync" and is_started_by_torchrun():
         return code
     from mpi4py import MPI
