@@ -19,6 +19,7 @@ import sys
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 from setuptools.errors import CCompilerError
 
 CSRC = Path("hpcnmt/ops/csrc")
@@ -174,6 +175,18 @@ def kernels(torch):
     return [new_extension(torch, cuda)], {"build_ext": BuildKernels}
 
 
+class BuildWithJobScripts(build_py):
+    """slurm/ is the source of the job scripts; an installed package has them in hpcnmt/slurm_scripts (hpcnmt/slurm_script.py)."""
+
+    def run(self):
+        super().run()
+        if not getattr(self, "editable_mode", False):
+            target = Path(self.build_lib) / "hpcnmt" / "slurm_scripts"
+            self.mkpath(str(target))
+            for path in [*Path("slurm").glob("*.sbatch"), Path("slurm/common.sh")]:
+                self.copy_file(str(path), str(target / path.name))
+
+
 torch = find_torch()
 extensions, commands = kernels(torch)
 setup(
@@ -183,7 +196,7 @@ setup(
     packages=find_packages(include=["hpcnmt", "hpcnmt.*"]),
     package_data={"hpcnmt": ["py.typed", "recipes/*.yaml"]},
     ext_modules=extensions,
-    cmdclass=commands,
+    cmdclass=commands | {"build_py": BuildWithJobScripts},
     entry_points={"console_scripts": ["hpcnmt = hpcnmt.cli:main"]},
     python_requires=">=3.11",
     install_requires=[

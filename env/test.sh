@@ -9,6 +9,7 @@ source env/horovod.sh
 if [ "$(id -u)" = 0 ] && ! command -v ip > /dev/null && command -v apt-get > /dev/null; then
     apt-get install -qy --no-install-recommends iproute2 > /dev/null || { apt-get update -q && apt-get install -qy iproute2; } > /dev/null
 fi
+bash env/slurm.sh
 if [ "${1:-}" != --fast ]; then
     (use_environment openmpi && install_horovod openmpi && python -m pytest -q -m mpi)
 fi

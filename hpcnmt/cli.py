@@ -17,6 +17,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hpcnmt.slurm_script import add_arguments as add_slurm_arguments
+from hpcnmt.slurm_script import write_job_script
+
 if TYPE_CHECKING:
     from hpcnmt.training.recipe import Recipe
 
@@ -71,6 +74,8 @@ def _parser() -> argparse.ArgumentParser:
     _replay_command(commands)
     commands.add_parser("bench", help="measure: throughput, comm, time-to-bleu, quality, ablation, soak", add_help=False)
     _report_command(commands)
+    slurm = commands.add_parser("slurm", help="write a filled-in job script for Slurm; its arguments are those of train, and the job's")
+    add_slurm_arguments(slurm)
     _advise_command(commands)
     doctor = commands.add_parser("doctor", help="check MPI, launcher, devices and versions; says what to fix")
     doctor.add_argument("--json", action="store_true")
@@ -377,7 +382,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
 COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "sample-corpus": _sample_corpus, "prepare": _prepare, "train": _train, "translate": _translate,
     "score": _score, "evaluate": _evaluate, "summary": _summary, "status": _status, "trace": _trace, "replay": _replay,
-    "report": _report, "advise": _advise, "doctor": _doctor,
+    "report": _report, "advise": _advise, "doctor": _doctor, "slurm": write_job_script,
 }  # fmt: skip
 
 

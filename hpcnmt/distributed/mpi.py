@@ -61,11 +61,12 @@ def check_world(workers: int, shards: int) -> None:
 
 
 def ranks_of_this_host() -> list[int]:
-    """Ranks of the world that share this host, in order. Collective: only at the start."""
-    host = MPI.COMM_WORLD.Split_type(MPI.COMM_TYPE_SHARED)
-    ranks = sorted(host.allgather(MPI.COMM_WORLD.rank))
-    host.Free()
-    return ranks
+    """Ranks of the world that share this host, in order. Collective: only at the start.
+
+    By the hosts' names: what MPI itself takes for one host can be switched off (slurm/hetjob.sbatch has to).
+    """
+    names = MPI.COMM_WORLD.allgather(MPI.Get_processor_name())
+    return [rank for rank, name in enumerate(names) if name == names[MPI.COMM_WORLD.rank]]
 
 
 def check_memory(layout: Layout, ranks: list[int]) -> None:
