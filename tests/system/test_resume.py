@@ -27,7 +27,7 @@ MODES = {
     "sync": (2, ("training.mode=sync", "sync.backend=torch")),
     "horovod": (2, ("training.mode=sync",)),
 }
-SETTINGS = ("model.dropout=0.1", "training.max_target_words=16000", "validation.every_words=3000", "deadlines.stall_warning_s=20")
+SETTINGS = ("model.dropout=0.1", "training.max_target_words=16000", "validation.every_words=3000")
 
 
 @pytest.fixture(scope="module")
