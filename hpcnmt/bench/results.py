@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 import hpcnmt
+from hpcnmt.reading import check, parse_json, short
 
 FORMAT = 1
 Figures = dict[str, Any]
@@ -52,15 +53,12 @@ def read_results(path: Path) -> Figures:
     """The contents of a results file. Raises ValueError when it is none, or of another version."""
     if not path.is_file():
         raise ValueError(f"found no results file {path}, expected one of hpcnmt bench")
-    try:
-        found = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
+    found = parse_json(path.read_bytes(), path)
     if not isinstance(found, dict) or "kind" not in found or "points" not in found:
         raise ValueError(f"{path} holds no results of hpcnmt bench: expected the fields format, kind and points")
     if found.get("format") != FORMAT:
         raise ValueError(
-            f"found format {found.get('format')!r} in {path}, expected {FORMAT}: it is of another version of hpcnmt; "
+            f"found format {short(found.get('format'))} in {path}, expected {FORMAT}: it is of another version of hpcnmt; "
             "measure again with another --out"
         )
     return found
@@ -75,10 +73,10 @@ class Results:
         if path.exists():
             self._content = read_results(path)
             for name, expected in (("kind", kind), ("config", config)):
-                if self._content[name] != expected:
-                    raise ValueError(
-                        f"{path} exists with another {name} ({_difference(self._content[name], expected)}): choose another --out"
-                    )
+                if self._content.get(name) != expected:
+                    difference = _difference(self._content.get(name), expected)
+                    raise ValueError(f"{path} exists with another {name} ({difference}): choose another --out")
+            check(self._content["points"], {str: {str: object}}, path)
         else:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._content = {"format": FORMAT, "kind": kind, "machine": machine(), "config": config, "points": {}, "summary": {}}
@@ -112,5 +110,5 @@ class Results:
 def _difference(found: object, expected: object) -> str:
     if isinstance(found, dict) and isinstance(expected, dict):
         name = next(n for n in [*expected, *found] if found.get(n) != expected.get(n))
-        return f"{name}: found {found.get(name)!r}, expected {expected.get(name)!r}"
-    return f"found {found!r}, expected {expected!r}"
+        return f"{name}: found {short(found.get(name))}, expected {short(expected.get(name))}"
+    return f"found {short(found)}, expected {short(expected)}"

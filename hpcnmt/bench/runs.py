@@ -18,8 +18,9 @@ from typing import Any
 from hpcnmt.config import load_recipe, override
 from hpcnmt.data.corpus import read_description
 from hpcnmt.data.vocabulary import Vocabularies
+from hpcnmt.reading import read_json, short
 from hpcnmt.training.recipe import Recipe, build_recipe
-from hpcnmt.training.run_folder import RunFolder
+from hpcnmt.training.run_folder import VALIDATION, RunFolder
 from hpcnmt.training.setup import check_sizes
 
 GROWING = ("delay_ramp_words", "overlap_from_words", "lockstep_words")
@@ -122,7 +123,7 @@ def flat_options(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]
 def first_difference(found: Mapping[str, Any], expected: Mapping[str, Any]) -> str:
     """The first option in which two flat mappings differ, in words; "" when they are equal."""
     name = next((n for n in [*expected, *found] if found.get(n) != expected.get(n)), None)
-    return "" if name is None else f"{name} is {found.get(name)!r}, expected {expected.get(name)!r}"
+    return "" if name is None else f"{name} is {short(found.get(name))}, expected {short(expected.get(name))}"
 
 
 def data_identity(data: Path) -> dict[str, Any]:
@@ -136,10 +137,10 @@ def is_done(run: Run) -> bool:
     if not run.folder.exists() or (run.folder.is_dir() and not any(run.folder.iterdir())):
         return False
     try:
-        found = json.loads((run.folder / "config.json").read_text("utf-8"))
-        context = found.pop("context")
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+        found = read_json(run.folder / "config.json", {"context": {str: object}})
+    except (OSError, ValueError) as error:
         raise ValueError(f"{run.folder} is in the way and holds no run ({error}): remove it, or choose another --work") from error
+    context = found.pop("context")
     ended = (run.folder / "metrics.jsonl").is_file() and any(r["kind"] == "end" for r in RunFolder(run.folder).records())
     expected = flat_options(asdict(run.recipe) | {"context": {"workers": run.workers, "shards": run.shards}})
     found = flat_options(found | {"context": {name: context.get(name) for name in ("workers", "shards")}})
@@ -169,7 +170,7 @@ def training_seconds(validations: Sequence[Mapping[str, Any]], mode: str) -> lis
 
 def read_curve(run: Run) -> list[dict[str, float]]:
     """Validations of a run by target words; one of the same words as the one before (the last, often) is left out."""
-    validations = [r for r in RunFolder(run.folder).records() if r["kind"] == "validation"]
+    validations = RunFolder(run.folder).fields("validation", VALIDATION)
     curve: list[dict[str, float]] = []
     for validation, seconds in zip(validations, training_seconds(validations, run.mode), strict=True):
         if curve and curve[-1]["target_words"] == validation["target_words"]:
