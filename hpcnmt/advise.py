@@ -24,6 +24,7 @@ from hpcnmt.advise_pick import check_flags, pick
 from hpcnmt.advise_setting import Finding, Setting, number
 from hpcnmt.config import from_mapping, load_recipe, override
 from hpcnmt.distributed.activity import TRAINING
+from hpcnmt.reading import read_json
 from hpcnmt.training.recipe import Recipe, build_recipe
 from hpcnmt.training.run_folder import RunFolder
 
@@ -72,13 +73,13 @@ def _of_run(run: Path, momentum: float) -> tuple[Setting, Recipe | None]:
     if not path.is_file():
         raise ValueError(f"found no {path}, expected the folder of hpcnmt train")
     try:
-        content = json.loads(path.read_text("utf-8"))
-        workers = int(content.pop("context")["workers"])
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        content = read_json(path, {"context": {"workers": int}})
+    except ValueError as error:
         raise ValueError(f"{path} is not the configuration of a run ({error})") from error
+    workers = content.pop("context")["workers"]
     recipe = from_mapping(Recipe, content)
     folder = RunFolder(run)
-    end = next((record for record in folder.records() if record["kind"] == "end"), {})
+    end: dict[str, Any] = next(iter(folder.fields("end", ("target_words",))), {})
     shards = folder.staleness()
     pushes = sum(shards, Counter[int]())
     if not end or not pushes.total():

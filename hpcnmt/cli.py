@@ -46,6 +46,8 @@ examples:
   hpcnmt advise --pick --workers 4 --network-gbit 1
 """
 USER_ERROR = 2
+LONGEST_ERROR = 1000
+"""Characters of a message to the user."""
 RANK_ZERO_FIRST_S = 1.0
 """Seconds the other ranks leave to rank 0, so that an error which all of them find is told once."""
 TO_BE_HEARD_S = 0.5
@@ -387,9 +389,11 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
 
 
 def _one_line(error: BaseException) -> str:
-    if isinstance(error, OSError) and error.filename is not None:
-        return f"cannot use {error.filename}: {error.strerror}"
-    return " ".join(str(error).split())
+    """What is said of an error: one line, no longer than a person reads, nothing that a terminal would obey."""
+    is_of_file = isinstance(error, OSError) and error.filename is not None
+    text = f"cannot use {error.filename}: {error.strerror}" if is_of_file and isinstance(error, OSError) else str(error)
+    text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(text.split()))
+    return text if len(text) <= LONGEST_ERROR else f"{text[: LONGEST_ERROR - 200]} ... {text[-190:]}"
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import math
 import typing
+from collections import Counter
 from collections.abc import Hashable
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import yaml
 
+from hpcnmt.reading import short
+
 T = TypeVar("T")
 RECIPES = Path(__file__).parent / "recipes"
+LARGEST_YAML_BYTES = 1 << 18
+"""Seconds of reading; a recipe has a few thousand."""
 Mapping = dict[str, Any]
 
 
@@ -28,13 +34,19 @@ def from_mapping(cls: type[T], mapping: object, path: str = "", default: T | Non
     Raises ValueError for unknown keys and values of the wrong type.
     """
     if not isinstance(mapping, dict):
-        raise ValueError(f"found {mapping!r} for {path or 'the recipe'}, expected a mapping of options")
-    hints, defaults = typing.get_type_hints(cls), _defaults(cls, default)
+        raise ValueError(f"found {short(mapping)} for {path or 'the recipe'}, expected a mapping of options")
+    hints, defaults = _type_hints(typing.cast(Hashable, cls)), _defaults(cls, default)
     names = [field.name for field in dataclasses.fields(typing.cast(Any, cls))]
     for key in mapping:
         if key not in names:
-            raise ValueError(f"found the unknown option {path}{key}: {_nearest(str(key), names)}valid here: {', '.join(names)}")
+            known = f"{_nearest(str(key)[:60], names)}valid here: {', '.join(names)}"
+            raise ValueError(f"found the unknown option {path}{str(key)[:60]}: {known}")
     return cls(**(defaults | {key: _value(hints[key], value, f"{path}{key}", defaults.get(key)) for key, value in mapping.items()}))
+
+
+@functools.cache
+def _type_hints(cls: Hashable) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
 
 
 def _defaults(cls: type[Any], default: object) -> Mapping:
@@ -55,17 +67,17 @@ def _value(expected: Any, value: Any, path: str, default: Any = None) -> Any:
         return from_mapping(typing.cast(Any, expected), value, f"{path}.", default)
     if typing.get_origin(expected) is dict:
         if not isinstance(value, dict):
-            raise ValueError(f"found {value!r} for {path}, expected a mapping by name")
-        return {name: _value(typing.get_args(expected)[1], element, f"{path}.{name}") for name, element in value.items()}
+            raise ValueError(f"found {short(value)} for {path}, expected a mapping by name")
+        return {name: _value(typing.get_args(expected)[1], element, f"{path}.{str(name)[:60]}") for name, element in value.items()}
     if typing.get_origin(expected) is tuple:
         if not isinstance(value, (list, tuple)):
-            raise ValueError(f"found {value!r} for {path}, expected a list")
+            raise ValueError(f"found {short(value)} for {path}, expected a list")
         return tuple(_value(typing.get_args(expected)[0], element, f"{path}[{i}]") for i, element in enumerate(value))
     if typing.get_origin(expected) is Literal:
         choices = typing.get_args(expected)
         if value in choices and type(value) in {type(c) for c in choices}:
             return value
-        raise ValueError(f"found {value!r} for {path}, expected one of {', '.join(map(repr, choices))}")
+        raise ValueError(f"found {short(value)} for {path}, expected one of {', '.join(map(repr, choices))}")
     if expected is float and not isinstance(value, bool):
         try:
             number = float(value)  # YAML reads 1e-3 as text
@@ -73,10 +85,12 @@ def _value(expected: Any, value: Any, path: str, default: Any = None) -> Any:
             number = math.nan
         if math.isfinite(number):
             return number
-        raise ValueError(f"found {value!r} for {path}, expected a finite number")
+        raise ValueError(f"found {short(value)} for {path}, expected a finite number")
+    elif expected is int and type(value) is int and not -(2**63) <= value < 2**63:
+        raise ValueError(f"found {short(value)} for {path}, expected a whole number of at most 64 bits")
     elif type(value) is expected:
         return value
-    raise ValueError(f"found {value!r} for {path}, expected a value of type {getattr(expected, '__name__', expected)}")
+    raise ValueError(f"found {short(value)} for {path}, expected a value of type {getattr(expected, '__name__', expected)}")
 
 
 def load_recipe(name: str) -> Mapping:
@@ -92,20 +106,28 @@ class _UniqueKeys(yaml.SafeLoader):
     """The safe loader, to which a key that stands twice is an error: the last one would silently count."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        for key in keys:
-            if keys.count(key) > 1:
-                said = f"found {key!r} {keys.count(key)} times, expected once"
+        counts = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+        for key, count in counts.items():
+            if count > 1:
+                said = f"found {short(key)} {count} times, expected once"
                 raise yaml.constructor.ConstructorError(None, None, said, node.start_mark)
         return super().construct_mapping(node, deep)
 
 
+def _parse_yaml(text: str | bytes, where: str) -> Any:
+    try:
+        return yaml.load(text if isinstance(text, str) else text.decode("utf-8"), Loader=_UniqueKeys)
+    except (yaml.YAMLError, ValueError, ArithmeticError, LookupError, AttributeError, TypeError, RecursionError) as error:
+        # the library refuses some scalars (`!!int ''`, `!!timestamp x`) with whatever its own reading of them raised
+        reason = "it is nested too deep" if isinstance(error, RecursionError) else error
+        raise ValueError(f"{where} is not valid YAML: {reason}") from error
+
+
 def read_yaml(path: Path) -> Mapping:
     """The options in a YAML file. Raises ValueError when it holds anything else, or a key twice."""
-    try:
-        mapping = yaml.load(path.read_text("utf-8"), Loader=_UniqueKeys)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not valid YAML: {error}") from error
+    if path.stat().st_size > LARGEST_YAML_BYTES:
+        raise ValueError(f"found {path.stat().st_size} bytes in {path}, expected at most {LARGEST_YAML_BYTES}")
+    mapping = _parse_yaml(path.read_bytes(), str(path))
     if not isinstance(mapping, dict):
         raise ValueError(f"found {type(mapping).__name__} in {path}, expected a mapping of options")
     return mapping
@@ -117,15 +139,12 @@ def override(mapping: Mapping, settings: list[str]) -> Mapping:
     for setting in settings:
         name, equals, text = setting.partition("=")
         if not equals or not name:
-            raise ValueError(f"found --set {setting!r}, expected --set SECTION.OPTION=VALUE")
+            raise ValueError(f"found --set {short(setting)}, expected --set SECTION.OPTION=VALUE")
         *sections, last = name.split(".")
         place = result
         for section in sections:
             place = place.setdefault(section, {})
             if not isinstance(place, dict):
-                raise ValueError(f"found --set {setting!r}, but {section} is not a section")
-        try:
-            place[last] = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ValueError(f"found --set {setting!r}, whose value is not valid YAML: {error}") from error
+                raise ValueError(f"found --set {short(setting)}, but {section[:60]} is not a section")
+        place[last] = _parse_yaml(text, f"found --set {short(setting)}, whose value")
     return result

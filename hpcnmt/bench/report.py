@@ -21,6 +21,7 @@ from hpcnmt.bench import report_tables as tables
 from hpcnmt.bench.report_fields import points
 from hpcnmt.bench.report_style import Picture
 from hpcnmt.bench.results import Figures, read_results
+from hpcnmt.reading import short
 
 Part = Picture | str | None
 
@@ -135,7 +136,7 @@ def read_files(paths: Sequence[Path]) -> dict[str, Figures]:
         results = read_results(path)
         kind = results["kind"]
         if not isinstance(kind, str) or kind not in SECTIONS:
-            raise ValueError(f"found kind {kind!r} in {path}, expected one of {', '.join(SECTIONS)}")
+            raise ValueError(f"found kind {short(kind)} in {path}, expected one of {', '.join(SECTIONS)}")
         if not isinstance(results["points"], dict):
             raise ValueError(f"found points of type {type(results['points']).__name__} in {path}, expected figures by key")
         name, count = path.stem, 1

@@ -23,6 +23,7 @@ import torch
 
 import hpcnmt
 from hpcnmt.bench.identity import configuration_difference
+from hpcnmt.reading import check, parse_json, short
 
 FORMAT = 1
 Figures = dict[str, Any]
@@ -53,15 +54,12 @@ def read_results(path: Path) -> Figures:
     """The contents of a results file. Raises ValueError when it is none, or of another version."""
     if not path.is_file():
         raise ValueError(f"found no results file {path}, expected one of hpcnmt bench")
-    try:
-        found = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
+    found = parse_json(path.read_bytes(), path)
     if not isinstance(found, dict) or "kind" not in found or "points" not in found:
         raise ValueError(f"{path} holds no results of hpcnmt bench: expected the fields format, kind and points")
     if found.get("format") != FORMAT:
         raise ValueError(
-            f"found format {found.get('format')!r} in {path}, expected {FORMAT}: it is of another version of hpcnmt; "
+            f"found format {short(found.get('format'))} in {path}, expected {FORMAT}: it is of another version of hpcnmt; "
             "measure again with another --out"
         )
     return found
@@ -77,9 +75,10 @@ class Results:
             self._content = read_results(path)
             found = self._content["kind"]
             if found != kind:
-                raise ValueError(f"{path} exists with another kind (found {found!r}, expected {kind!r}): choose another --out")
+                raise ValueError(f"{path} exists with another kind (found {short(found)}, expected {kind!r}): choose another --out")
             if difference := configuration_difference(self._content.get("config", {}), config):
                 raise ValueError(f"{path} exists with another config ({difference}): choose another --out")
+            check(self._content["points"], {str: {str: object}}, path)
         else:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._content = {"format": FORMAT, "kind": kind, "machine": machine(), "config": config, "points": {}, "summary": {}}

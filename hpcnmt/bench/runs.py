@@ -6,7 +6,6 @@ Used by quality.py, ablation.py and time_to_bleu.py; children.py trains.
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
 from collections import Counter
@@ -19,8 +18,9 @@ from hpcnmt.bench.identity import completed, first_difference, flat_options
 from hpcnmt.config import load_recipe, override
 from hpcnmt.data.corpus import read_description
 from hpcnmt.data.vocabulary import Vocabularies
+from hpcnmt.reading import read_json
 from hpcnmt.training.recipe import Recipe, build_recipe
-from hpcnmt.training.run_folder import RunFolder
+from hpcnmt.training.run_folder import VALIDATION, RunFolder
 from hpcnmt.training.setup import check_sizes
 
 GROWING = ("delay_ramp_words", "overlap_from_words", "lockstep_words")
@@ -123,10 +123,10 @@ def is_done(run: Run) -> bool:
     if not run.folder.exists() or (run.folder.is_dir() and not any(run.folder.iterdir())):
         return False
     try:
-        found = json.loads((run.folder / "config.json").read_text("utf-8"))
-        context = found.pop("context")
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+        found = read_json(run.folder / "config.json", {"context": {str: object}})
+    except (OSError, ValueError) as error:
         raise ValueError(f"{run.folder} is in the way and holds no run ({error}): remove it, or choose another --work") from error
+    context = found.pop("context")
     ended = (run.folder / "metrics.jsonl").is_file() and any(r["kind"] == "end" for r in RunFolder(run.folder).records())
     expected = flat_options(asdict(run.recipe) | {"context": {"workers": run.workers, "shards": run.shards}})
     found = completed(found | {"context": {name: context.get(name) for name in ("workers", "shards")}})
@@ -156,7 +156,7 @@ def training_seconds(validations: Sequence[Mapping[str, Any]], mode: str) -> lis
 
 def read_curve(run: Run) -> list[dict[str, float]]:
     """Validations of a run by target words; one of the same words as the one before (the last, often) is left out."""
-    validations = [r for r in RunFolder(run.folder).records() if r["kind"] == "validation"]
+    validations = RunFolder(run.folder).fields("validation", VALIDATION)
     curve: list[dict[str, float]] = []
     for validation, seconds in zip(validations, training_seconds(validations, run.mode), strict=True):
         if curve and curve[-1]["target_words"] == validation["target_words"]:

@@ -1,12 +1,13 @@
 """A prepared corpus: token ids of one split as memory-mapped arrays, checked against its description before use.
 
 Format (corpus.json, version 2): for every split and side `SPLIT.SIDE.ids` (uint16 or int32, little endian) and `SPLIT.SIDE.offsets` (int64,
-sentences + 1). Written by prepare.py; read by training, validation and benchmarks.
+sentences + 1), and since 0.2 their checksum `SIDE_sha256`, of the ids followed by the offsets. Invariant: an id that a row gives out is
+one of the vocabulary. Written by prepare.py; read by training, validation and benchmarks.
 """
 
 from __future__ import annotations
 
-import json
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpcnmt.data.batching import Ids
+from hpcnmt.reading import check, read_json, short
 
 FORMAT_VERSION = 2
+DTYPES = ("<u2", "<i4")
 SIDES = ("source", "target")
+_ENTRY = {"dtype": str, "sentences": int, "source_tokens": int, "target_tokens": int, "source_sha256?": str, "target_sha256?": str}
+_DESCRIPTION = {"vocabulary_size": int, "source_vocabulary_size?": int, "vocabulary_digest": str, "splits": {str: _ENTRY}}
 
 
 def write_split(folder: Path, split: str, sides: dict[str, list[list[int]]], vocabulary_size: int) -> dict[str, Any]:
@@ -30,6 +35,7 @@ def write_split(folder: Path, split: str, sides: dict[str, list[list[int]]], voc
         flat.tofile(folder / f"{split}.{side}.ids")
         offsets.tofile(folder / f"{split}.{side}.offsets")
         entry[f"{side}_tokens"] = len(flat)
+        entry[f"{side}_sha256"] = hashlib.sha256(flat.tobytes() + offsets.tobytes()).hexdigest()
     return entry
 
 
@@ -39,13 +45,15 @@ def read_description(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"found no {path}, expected a folder made by hpcnmt prepare: run hpcnmt prepare --out {folder} first")
     try:
-        description = json.loads(path.read_text("utf-8"))
-        found = description["format_version"]
-    except (ValueError, KeyError, TypeError) as error:
+        description: dict[str, Any] = read_json(path, {"format_version": int})
+        if description["format_version"] == FORMAT_VERSION:
+            check(description, _DESCRIPTION, path)
+    except ValueError as error:
         raise ValueError(f"{path} is not a corpus description ({error}): run hpcnmt prepare again") from error
-    if found != FORMAT_VERSION:
+    if description["format_version"] != FORMAT_VERSION:
+        found = description["format_version"]
         raise ValueError(f"found corpus format {found} in {path}, expected {FORMAT_VERSION}: run hpcnmt prepare again")
-    return dict(description)
+    return description
 
 
 class TokenCorpus:
@@ -54,18 +62,23 @@ class TokenCorpus:
     def __init__(self, folder: Path, split: str, vocabulary_digest: str | None = None) -> None:
         description = read_description(folder)
         if split not in description["splits"]:
-            raise ValueError(f"found splits {sorted(description['splits'])} in {folder}, expected {split!r}")
-        self.digest = str(description["vocabulary_digest"])
+            raise ValueError(f"found splits {short(sorted(description['splits']))} in {folder}, expected {split!r}")
+        self.digest: str = description["vocabulary_digest"]
+        self._folder, self._split = folder, split
         if vocabulary_digest is not None and vocabulary_digest != self.digest:
             raise ValueError(
                 f"{folder} was prepared with the vocabulary {self.digest[:12]}, found the vocabulary {vocabulary_digest[:12]}: "
                 "use the vocabulary of the same folder, or prepare the corpus again"
             )
-        entry = description["splits"][split]
+        self._entry = entry = description["splits"][split]
+        sizes = {"source": description.get("source_vocabulary_size", 0) or description["vocabulary_size"]}
+        self._pieces = sizes | {"target": description["vocabulary_size"]}
+        if entry["dtype"] not in DTYPES or min(entry["sentences"], *(entry[f"{side}_tokens"] for side in SIDES)) < 0:
+            raise ValueError(f"found the entry {short(entry)} of {split!r} in {folder / 'corpus.json'}: run hpcnmt prepare again")
         self._data: dict[str, tuple[NDArray[Any], Ids]] = {}
         for side in SIDES:
             ids_path, offsets_path = folder / f"{split}.{side}.ids", folder / f"{split}.{side}.offsets"
-            dtype, tokens, count = np.dtype(entry["dtype"]), int(entry[f"{side}_tokens"]), int(entry["sentences"]) + 1
+            dtype, tokens, count = np.dtype(entry["dtype"]), entry[f"{side}_tokens"], entry["sentences"] + 1
             for path, size in ((ids_path, tokens * dtype.itemsize), (offsets_path, count * 8)):
                 found = path.stat().st_size if path.is_file() else -1
                 if found != size:
@@ -73,7 +86,7 @@ class TokenCorpus:
             offsets = np.fromfile(offsets_path, "<i8")
             if offsets[0] != 0 or offsets[-1] != tokens or (np.diff(offsets) < 0).any():
                 raise ValueError(f"{offsets_path} holds no rising offsets from 0 to {tokens}: run hpcnmt prepare again")
-            self._data[side] = (np.memmap(ids_path, dtype, "r"), offsets)
+            self._data[side] = (np.memmap(ids_path, dtype, "r") if tokens else np.empty(0, dtype), offsets)
         self.source_lengths: Ids = np.diff(self._data["source"][1])
         self.target_lengths: Ids = np.diff(self._data["target"][1])
 
@@ -82,7 +95,26 @@ class TokenCorpus:
 
     def _row(self, side: str, index: int) -> Ids:
         ids, offsets = self._data[side]
-        return np.asarray(ids[offsets[index] : offsets[index + 1]], np.int64)
+        row = np.asarray(ids[offsets[index] : offsets[index + 1]], np.int64)
+        if len(row) and not 0 <= row.min() <= row.max() < self._pieces[side]:
+            where = f"the {side} side of sentence {index} of {self._split!r} in {self._folder}"
+            raise ValueError(f"found an id beyond the vocabulary of {self._pieces[side]} pieces in {where}: run hpcnmt prepare again")
+        return row
+
+    def check(self) -> None:
+        """Compares the checksums of both sides, as long as it takes to read the files; an older corpus has none. Raises ValueError."""
+        for side in SIDES:
+            expected = self._entry.get(f"{side}_sha256")
+            if expected is None:
+                continue
+            digest = hashlib.sha256()
+            for path in (self._folder / f"{self._split}.{side}.{kind}" for kind in ("ids", "offsets")):
+                with path.open("rb") as stream:
+                    while block := stream.read(1 << 20):
+                        digest.update(block)
+            if digest.hexdigest() != expected:
+                raise ValueError(f"found another checksum of the {side} side of {self._split!r} in {self._folder} than when it was "
+                                 "prepared: the corpus is damaged, run hpcnmt prepare again")  # fmt: skip
 
     def source(self, index: int) -> Ids:
         """Source ids of sentence `index`, without EOS."""

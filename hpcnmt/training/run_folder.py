@@ -13,10 +13,12 @@ import re
 import shutil
 import time
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -25,11 +27,19 @@ from hpcnmt.config import from_mapping
 from hpcnmt.data.vocabulary import Vocabularies, copy_vocabularies
 from hpcnmt.models.build import build_model
 from hpcnmt.models.seq2seq import ModelConfig, Seq2Seq
+from hpcnmt.reading import FINITE, check, parse_json, read_json, short
 from hpcnmt.training.recipe import Recipe
 
 LOCK_WAIT_S = 30.0
 OF_A_RUN = ("metrics.jsonl", "tensorboard", "model.safetensors", "final.safetensors", "record")
 """What a run that begins anew must not find of an older one."""
+_FINITE = "seconds took_s simulated_s train_s padding_share source_words_per_s target_words_per_s total_words_per_s".split()
+_RECORD: dict[str, object] = {"kind": str, "target_words?": int, "shares?": {str: FINITE}, "staleness?": {str: int}}
+_RECORD |= {f"{name}?": FINITE for name in _FINITE} | {f"{name}?": float for name in ("cross_entropy", "bleu", "chrf")}
+VALIDATION = ("target_words", "seconds", "took_s", "cross_entropy", "bleu", "chrf")
+"""Fields that every record of a validation has."""
+END = ("target_words", "train_s", "padding_share")
+"""Fields that the record of an end has in every mode."""
 
 
 def refuse_existing(path: Path) -> None:
@@ -133,20 +143,20 @@ class RunFolder:
         for path in (config, weights):
             if not path.is_file():
                 raise ValueError(f"found no {path}, expected the folder of a validated run: give --run the folder of hpcnmt train")
-        try:
-            content = json.loads(config.read_text("utf-8"))
-            section, digest = content["model"], content["context"]["vocabulary"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{config} is not the configuration of a run ({error})") from error
+        content = read_json(config, {"model": {str: object}, "context": {"vocabulary": str}})
         vocabularies = Vocabularies.read(self.path)
-        model = build_model(from_mapping(ModelConfig, section, "model."), 0)
-        if vocabularies.digest != digest:
+        if vocabularies.digest != (digest := content["context"]["vocabulary"]):
             raise ValueError(
                 f"found the vocabulary {vocabularies.digest[:12]} in {self.path}, expected {digest[:12]}: take that of the same run"
             )
+        shape = from_mapping(ModelConfig, content["model"], "model.")
+        _expect_sizes(shape, vocabularies, config)
         try:
-            model.load_state_dict(load_file(weights))
-        except (SafetensorError, RuntimeError) as error:
+            tensors = load_file(weights)
+            _expect_shapes(shape, tensors)
+            model = build_model(shape, 0)
+            model.load_state_dict(tensors)
+        except (SafetensorError, RuntimeError, OverflowError, MemoryError) as error:
             raise ValueError(f"{weights} does not fit {config}: {error}") from error
         return model.requires_grad_(False).eval(), vocabularies
 
@@ -156,26 +166,52 @@ class RunFolder:
         if not path.is_file():
             raise ValueError(f"found no {path}, expected the folder of hpcnmt train")
         found = []
-        for line in path.read_text("utf-8").splitlines():
+        for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
+            where = f"{path}:{number}"
             try:
-                record = json.loads(line)
+                record = parse_json(line, where)
             except ValueError:
                 break
-            if not isinstance(record, dict) or "kind" not in record:
-                raise ValueError(f"found {line[:40]!r} in {path}, expected the records of hpcnmt train")
-            found.append(record)
+            found.append(check(record, _RECORD, where))
         return found
+
+    def fields(self, kind: str, names: Iterable[str]) -> list[dict[str, Any]]:
+        """The records of this kind. Raises ValueError where one lacks any of the fields `names`."""
+        chosen = [record for record in self.records() if record["kind"] == kind]
+        return [check(record, dict.fromkeys(names, object), self.path / "metrics.jsonl", f"a record {kind}") for record in chosen]
 
     def staleness(self) -> list[Counter[int]]:
         """Pushes by staleness: of every shard, or of virtual time; empty before the run has ended, and without shards."""
         found = []
         for path in sorted(self.path.glob("shard-*.json")):
             try:
-                found.append(_histogram(json.loads(path.read_text("utf-8"))["staleness"]))
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                found.append(_histogram(read_json(path, {"staleness": {str: int}})["staleness"], path))
+            except ValueError as error:
                 raise ValueError(f"{path} is not the report of a shard ({error})") from error
-        return found + [_histogram(record["staleness"]) for record in self.records() if record["kind"] == "end" and "staleness" in record]
+        ends = [record for record in self.records() if record["kind"] == "end" and "staleness" in record]
+        return found + [_histogram(record["staleness"], self.path / "metrics.jsonl") for record in ends]
 
 
-def _histogram(staleness: dict[str, int]) -> Counter[int]:
-    return Counter({int(steps): int(pushes) for steps, pushes in staleness.items()})
+def _histogram(staleness: dict[str, int], where: Path) -> Counter[int]:
+    for steps, pushes in staleness.items():
+        if not (steps.isascii() and steps.isdigit() and len(steps) < 19) or pushes < 0:
+            raise ValueError(f"found {short(steps)}: {pushes} for staleness in {where}, expected pushes by steps")
+    return Counter({int(steps): pushes for steps, pushes in staleness.items()})
+
+
+def _expect_sizes(model: ModelConfig, vocabularies: Vocabularies, config: Path) -> None:
+    found, expected = (model.vocabulary_size, model.source_vocabulary_size), (vocabularies.target.size, vocabularies.separate_source_size)
+    if found != expected:
+        raise ValueError(f"found the vocabulary sizes {found} in {config}, expected {expected}, those of the vocabularies beside it")
+
+
+def _expect_shapes(model: ModelConfig, tensors: dict[str, Tensor]) -> None:
+    """Compares sizes before memory is taken for them. Raises RuntimeError."""
+    if model.encoder_layers + model.decoder_layers > len(tensors):
+        raise RuntimeError(f"found {len(tensors)} tensors for {model.encoder_layers} + {model.decoder_layers} layers")
+    with torch.device("meta"):
+        expected = {name: list(tensor.shape) for name, tensor in build_model(model, 0).state_dict().items()}
+    found = {name: list(tensor.shape) for name, tensor in tensors.items()}
+    if found != expected:
+        name = next(name for name in [*expected, *found] if expected.get(name) != found.get(name))
+        raise RuntimeError(f"found {short(found.get(name))} for {short(name)}, expected {short(expected.get(name))}")

@@ -30,8 +30,8 @@ from hpcnmt.training.validation import Validation
 def _sized(model: ModelConfig, data: Path) -> ModelConfig:
     """`model` for the vocabularies of the prepared folder `data`."""
     description = read_description(data)
-    source_size = int(description["source_vocabulary_size"])
-    return replace(model, vocabulary_size=int(description["vocabulary_size"]), source_vocabulary_size=source_size)
+    source_size = description.get("source_vocabulary_size", 0)
+    return replace(model, vocabulary_size=description["vocabulary_size"], source_vocabulary_size=source_size)
 
 
 @dataclass
@@ -130,8 +130,10 @@ def choose_device(recipe: Recipe, local_worker: int) -> torch.device:
 def check_corpus(data: Path) -> None:
     """Checks that the prepared folder `data` is whole and of one vocabulary, before a run folder is made. Raises ValueError."""
     digest = Vocabularies.read(data).digest
-    TokenCorpus(data, "train", digest)
-    sentences = len(TokenCorpus(data, "valid", digest))
+    train, valid = TokenCorpus(data, "train", digest), TokenCorpus(data, "valid", digest)
+    for corpus in (train, valid):
+        corpus.check()
+    sentences = len(valid)
     for path in (data / f"valid.{side}.txt" for side in SIDES):
         found = sum(1 for _ in read_lines(path))
         if found != sentences:

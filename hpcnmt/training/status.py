@@ -16,13 +16,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from hpcnmt.distributed.activity import Activity
 from hpcnmt.distributed.layout import APPLIED, FLAG
 from hpcnmt.distributed.shard import Shard
+from hpcnmt.reading import FINITE, check, parse_json
 from hpcnmt.training.run_folder import rank_files, replace_file
 from hpcnmt.training.trace import write_trace
 
@@ -32,6 +33,14 @@ LAST_WRITE_S = 10.0
 """How long the end of a rank waits for the last write, on a file system that hangs."""
 MESSAGE_CHARACTERS = 300
 Counters = dict[str, Any]
+_SHAPE = {
+    "role": str, "index": int, "rank": int, "host": str, "pid": int, "state": str, "message": str, "begin_s": FINITE, "time_s": FINITE,
+    "now": {str: [object]}, "seconds": {str: FINITE},
+    "counters": {
+        "target_words?": int, "version?": int, "windows?": int, "staleness_mean?": FINITE, "pushes_waiting?": int, "rejected_pulls?": int,
+        "dropped_windows?": int,
+    },
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -170,9 +179,15 @@ def _read(path: Path) -> tuple[RankStatus, float]:
         with path.open(encoding="utf-8") as file:
             written_s = os.fstat(file.fileno()).st_mtime  # of the file that is open: over a network, names lag behind
             text = file.read()
-        mapping = json.loads(text)
+        mapping = check(parse_json(text, path), {"format": int}, path)
         if mapping["format"] != FORMAT:
             raise ValueError(f"format {mapping['format']!r}, expected {FORMAT}")
-        return RankStatus(**mapping), written_s
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        check(mapping, _SHAPE, path)
+        for row, state in mapping["now"].items():
+            if len(state) != 3:
+                raise ValueError(f"found {len(state)} values for now.{row[:60]}, expected name, detail and seconds")
+            for value, shape in zip(state, (str, str, FINITE), strict=True):
+                check(value, shape, path, f"now.{row[:60]}")
+        return RankStatus(**{field.name: mapping[field.name] for field in fields(RankStatus)}), written_s
+    except (OSError, ValueError) as error:
         raise ValueError(f"{path} is no status of a rank of this version of hpcnmt ({error})") from error

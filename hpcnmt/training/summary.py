@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from hpcnmt.training.run_folder import RunFolder
+from hpcnmt.reading import read_json
+from hpcnmt.training.run_folder import END, VALIDATION, RunFolder
 
 
 def _mean_and_largest(staleness: Counter[int]) -> str:
@@ -19,17 +19,16 @@ def _mean_and_largest(staleness: Counter[int]) -> str:
 
 def print_summary(run: Path) -> None:
     """Prints the table. Raises ValueError when `run` is no run folder."""
-    records = RunFolder(run).records()
-    validations = [r for r in records if r["kind"] == "validation"]
-    end = next((r for r in records if r["kind"] == "end"), None)
+    folder = RunFolder(run)
+    validations, end = folder.fields("validation", VALIDATION), next(iter(folder.fields("end", END)), None)
     rows: list[tuple[str, str]] = []
     evaluation = run / "evaluation.json"
     if evaluation.is_file():
         try:
-            scores = json.loads(evaluation.read_text("utf-8"))
-            rows += [("test BLEU", f"{scores['bleu']:.2f}"), ("test chrF", f"{scores['chrf']:.2f}")]
-        except (ValueError, KeyError, TypeError) as error:
+            scores = read_json(evaluation, {"bleu": float, "chrf": float})
+        except ValueError as error:
             raise ValueError(f"{evaluation} is not the output of hpcnmt evaluate --json ({error})") from error
+        rows += [("test BLEU", f"{scores['bleu']:.2f}"), ("test chrF", f"{scores['chrf']:.2f}")]
     if validations:
         best = min(validations, key=lambda r: float(r["cross_entropy"]))
         rows.append(("best validation", f"{best['cross_entropy']:.4f} nats/word, BLEU {best['bleu']:.2f} at {best['target_words']} words"))

@@ -19,9 +19,11 @@ from rich.console import Console
 from rich.table import Table
 
 from hpcnmt.distributed.activity import MOST_SPANS, Activity, Span
+from hpcnmt.reading import check, read_json
 from hpcnmt.training.run_folder import rank_files, replace_file
 
 Event = dict[str, Any]
+_EVENT = {"ph": str, "name": str, "pid": int, "tid": int}
 ROWS_A_RANK = 1000
 """More than a rank can have; tids are pid * ROWS_A_RANK + 1, 2, ..."""
 
@@ -85,20 +87,26 @@ def read_traces(run: Path) -> Trace:
     cut_off = []
     for path in rank_files(run, "trace"):
         try:
-            content = json.loads(path.read_text("utf-8"))
-            found = content["traceEvents"]
-            if any(not {"ph", "name", "pid", "tid"} <= e.keys() or (e["ph"] == "X" and not {"ts", "dur"} <= e.keys()) for e in found):
-                raise ValueError("an event lacks a field")
-            if content["otherData"]["cut_off"]:
-                cut_off.append(path.stem)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            content = read_json(path, {"traceEvents": [_EVENT], "otherData": {"cut_off": bool}})
+            for event in content["traceEvents"]:
+                _check_event(event, path)
+        except (OSError, ValueError) as error:
             raise ValueError(f"{path} is no trace of a rank ({error})") from error
-        events += found
+        if content["otherData"]["cut_off"]:
+            cut_off.append(path.stem)
+        events += content["traceEvents"]
     if not events:
         raise ValueError(f"found no traces in {run / 'trace'}: train with --trace; ranks write them when they end")
     zero = min((e["ts"] for e in events if e["ph"] == "X"), default=0)
     shifted = [event | {"ts": event["ts"] - zero} if event["ph"] == "X" else event for event in events]
     return Trace(sorted(shifted, key=lambda e: (e["ph"] == "X", e["pid"])), tuple(cut_off))
+
+
+def _check_event(event: Event, path: Path) -> None:
+    if event["ph"] == "X":
+        check(event, {"ts": int, "dur": int}, path, "a span")
+    elif event["ph"] == "M" and event["name"] == "process_name":
+        check(event, {"args": {"name": str}}, path, "a process")
 
 
 @dataclass(frozen=True)

@@ -123,9 +123,21 @@ def test_a_damaged_corpus_and_another_vocabulary_are_refused(tmp_path: Path) -> 
     with pytest.raises(ValueError, match="found the vocabulary 000000000000"):
         TokenCorpus(config.out, "train", "0" * 64)
     ids = config.out / "train.source.ids"
-    ids.write_bytes(ids.read_bytes()[:-2])
+    whole = ids.read_bytes()
+    ids.write_bytes(whole[:-2])
     with pytest.raises(ValueError, match="the corpus is damaged"):
         TokenCorpus(config.out, "train")
+    raw = bytearray((config.out / "train.target.ids").read_bytes())
+    raw[0] ^= 1  # a byte of the right number of bytes
+    (config.out / "train.target.ids").write_bytes(raw)
+    ids.write_bytes(whole)
+    with pytest.raises(ValueError, match="another checksum of the target side of 'train'"):
+        TokenCorpus(config.out, "train").check()
+    TokenCorpus(config.out, "valid").check()
+    raw[1] = 255
+    (config.out / "train.target.ids").write_bytes(raw)
+    with pytest.raises(ValueError, match="found an id beyond the vocabulary of .* the target side of sentence 0 of 'train'"):
+        TokenCorpus(config.out, "train").target(0)
     description = json.loads((config.out / "corpus.json").read_text())
     (config.out / "corpus.json").write_text(json.dumps(description | {"format_version": 9}))
     with pytest.raises(ValueError, match="found corpus format 9"):

@@ -26,7 +26,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> TokenCorpus:
     generator = np.random.default_rng(0)
     rows = [generator.integers(4, 50, generator.integers(1, 15)).tolist() for _ in range(SENTENCES)]
     splits = {"train": write_split(folder, "train", {"source": rows, "target": rows}, 50)}
-    content = {"format_version": FORMAT_VERSION, "vocabulary_digest": "v", "splits": splits}
+    content = {"format_version": FORMAT_VERSION, "vocabulary_size": 50, "vocabulary_digest": "v", "splits": splits}
     (folder / "corpus.json").write_text(json.dumps(content))
     return TokenCorpus(folder, "train")
 

@@ -1,0 +1,1 @@
+"""Fuzzing of every reader of outside input: python -m tests.fuzz --help."""
