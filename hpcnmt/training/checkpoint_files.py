@@ -32,6 +32,7 @@ from hpcnmt.training.checkpoint_format import (
     check_about,
     check_facts,
     content_sha256,
+    copy_with_sha256,
     dtype_name,
     expect_format,
     file_sha256,
@@ -122,6 +123,15 @@ def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _read_ahead(path: Path) -> None:
+    """Tells the system that all of `path` will be read: pages that are mapped come one by one otherwise."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_WILLNEED)
     finally:
         os.close(descriptor)
 
@@ -265,6 +275,7 @@ class Checkpoint:
         """Part `name`, every tensor checked for shape, type and checksum, in memory of its own. Raises ValueError."""
         about, path = self._about(name), self.folder / f"{name}.safetensors"
         try:
+            _read_ahead(path)
             found = load_file(path)
         except (SafetensorError, RuntimeError, OverflowError, MemoryError) as error:
             raise ValueError(f"{path} is damaged: {' '.join(str(error).split())}") from error
@@ -277,9 +288,10 @@ class Checkpoint:
             if list(tensor.shape) != shape or dtype_name(tensor) != dtype:
                 is_now = f"found {dtype_name(tensor)} {list(tensor.shape)} for {key!r} in {path}"
                 raise ValueError(f"{is_now}, expected {dtype} {shape}: the file is damaged")
-            if tensor_sha256(tensor) != expected[key]["sha256"]:
+            copy, digest = copy_with_sha256(tensor)  # the file may be removed while the tensor is used
+            if digest != expected[key]["sha256"]:
                 raise ValueError(f"found another checksum of {key!r} in {path} than when it was written: the file is damaged")
-            return tensor.clone()  # the file may be removed while this one is used
+            return copy
 
         with ThreadPoolExecutor(HASH_THREADS) as pool:
             return Part(dict(zip(found, pool.map(checked, found), strict=True)), about["facts"])

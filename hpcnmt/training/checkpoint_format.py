@@ -24,6 +24,7 @@ FORMAT = 1
 COMPLETE = "COMPLETE"
 """Name of the file that makes a checkpoint whole."""
 LARGEST_COMPLETE_BYTES = 1 << 24
+PIECE_BYTES = 1 << 20
 PART_NAME = re.compile(r"[A-Za-z0-9_-]+")
 FILE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -108,6 +109,19 @@ def tensor_sha256(tensor: Tensor) -> str:
     """Of its values as they lie in memory; empty and scalar tensors too."""
     flat = tensor.reshape(-1)
     return hashlib.sha256(flat.view(torch.uint8).numpy().data if flat.numel() else b"").hexdigest()
+
+
+def copy_with_sha256(tensor: Tensor) -> tuple[Tensor, str]:
+    """A copy, and the checksum of the copy; piece by piece, so that memory is read once. Releases the interpreter."""
+    copy = torch.empty(tensor.shape, dtype=tensor.dtype)
+    if not tensor.numel():
+        return copy, hashlib.sha256().hexdigest()
+    source, target, digest = tensor.reshape(-1).view(torch.uint8), copy.view(-1).view(torch.uint8), hashlib.sha256()
+    for begin in range(0, len(target), PIECE_BYTES):
+        piece = target[begin : begin + PIECE_BYTES]
+        piece.copy_(source[begin : begin + PIECE_BYTES])
+        digest.update(piece.numpy().data)
+    return copy, digest.hexdigest()
 
 
 def file_sha256(path: Path) -> str:
