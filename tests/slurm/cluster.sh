@@ -22,7 +22,7 @@ SlurmctldHost=$(hostname -s)(127.0.0.1)
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
-AuthInfo=socket=/run/munge.sock,cred_expire=5
+AuthInfo=socket=/run/munge.sock,cred_expire=3
 CredType=cred/munge
 SlurmctldPort=17000
 SlurmdPort=17001
@@ -43,7 +43,7 @@ ReturnToService=2
 SlurmctldTimeout=10
 SlurmdTimeout=10
 InactiveLimit=0
-KillWait=5
+KillWait=20
 MinJobAge=300
 UnkillableStepTimeout=20
 SchedulerType=sched/backfill

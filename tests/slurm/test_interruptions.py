@@ -35,29 +35,29 @@ def test_a_heterogeneous_job_is_one_world_with_the_workers_first(slurm: Cluster)
     assert all(" ranks=4 hosts=c1:,g1:0,1,g2:0,1 " in line and "read=True" in line for line in job.events("start")), job.events("start")
 
 
-@pytest.mark.parametrize("partition", ["main", "bare"])
-def test_a_preempted_job_is_requeued_once(slurm: Cluster, partition: str) -> None:
-    job = StandIn(slurm, f"preempted-{partition}", "--nodes=2", f"--partition={partition}", plan="wait")
-    job.wait_counting()
+def test_preempted_jobs_are_requeued_once(slurm: Cluster) -> None:
+    """main: a grace time and the job's own signal. bare: Slurm sends TERM at once and requeues by itself."""
+    jobs = [StandIn(slurm, f"preempted-{name}", "--nodes=2", f"--partition={name}", plan="wait") for name in ("main", "bare")]
+    for job in jobs:
+        job.wait_counting()
     high = slurm.submit("--partition=high", "--nodes=4", "--exclusive", "--output=high.log", "--wrap", "sleep 1")
     slurm.wait_state(high, "COMPLETED", deadline_s=60)
-    job.went_on()
+    for job in jobs:
+        job.went_on()
+    assert "caught USR1" in jobs[0].log.read_text() and "caught" not in jobs[1].log.read_text()
 
 
-def test_a_requeue_by_the_operator(slurm: Cluster) -> None:
-    job = StandIn(slurm, "operator", "--nodes=2", plan="wait")
+def test_a_lost_node_and_the_operator_requeue_once(slurm: Cluster) -> None:
+    lost = StandIn(slurm, "lost", "--nodelist=c1,c2", "--nodes=2", plan="wait")
+    job = StandIn(slurm, "operator", "--nodelist=g1,g2", "--nodes=2", plan="wait")
+    lost.wait_counting()
+    slurm.run("scontrol", "update", "nodename=c2", "state=down", "reason=test")
     job.wait_counting()
     slurm.run("scontrol", "requeue", job.job)
-    job.went_on()
-
-
-def test_a_lost_node_requeues_the_job(slurm: Cluster) -> None:
-    job = StandIn(slurm, "lost", "--nodelist=c1,c2", "--nodes=2", plan="wait")
-    job.wait_counting()
-    slurm.run("scontrol", "update", "nodename=c2", "state=down", "reason=test")
-    slurm.wait(f"job {job.job} off its nodes", lambda: slurm.fields(job.job)["JobState"] != "RUNNING", 60)
+    slurm.wait(f"job {lost.job} off its nodes", lambda: slurm.fields(lost.job)["JobState"] != "RUNNING", 60)
     slurm.run("scontrol", "update", "nodename=c2", "state=resume", good=False)
-    assert job.end("COMPLETED")["Restarts"] == "1" and job.events("finished"), job.log.read_text()
+    job.went_on()
+    assert lost.end("COMPLETED")["Restarts"] == "1" and lost.events("finished"), lost.log.read_text()
 
 
 def test_the_shipped_scripts_find_their_common_part(slurm: Cluster) -> None:
