@@ -11,7 +11,7 @@ if [ "$(id -u)" = 0 ] && ! command -v ip > /dev/null && command -v apt-get > /de
 fi
 bash env/slurm.sh
 if [ "${1:-}" != --fast ]; then
-    (use_environment openmpi && install_horovod openmpi && python -m pytest -q -m mpi)
+    (use_environment openmpi && install_horovod openmpi && python -m pytest -q -m "mpi and not one_family")
 fi
 use_environment mpich
 install_horovod mpich

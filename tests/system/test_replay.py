@@ -13,7 +13,7 @@ from hpcnmt.training.record import RecordFormat, read_record
 from hpcnmt.training.replay import _read_run
 from tests.commands import hpcnmt, prepare_sample, train
 
-pytestmark = [pytest.mark.system, pytest.mark.mpi]
+pytestmark = [pytest.mark.system, pytest.mark.mpi, pytest.mark.one_family]
 SETTINGS = (
     "training.record=true", "training.ema_alpha=0.001", "worker.delay=2", "worker.overlap=1", "worker.local.mode=compensate",
     "model.dropout=0.2", "schedule.restart_on_stall=true", "loader.batch_words=400", "validation.every_words=3000",
