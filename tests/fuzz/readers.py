@@ -6,7 +6,6 @@ fits what was changed), so that the checks behind the checksum are reached too. 
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import dataclasses
 import functools
@@ -215,11 +214,12 @@ def _read_metrics(folder: Path, _: int) -> None:
 
 
 def _read_advice(folder: Path, number: int) -> None:
+    from hpcnmt import cli
     from hpcnmt.advise import advise
 
-    nothing = dict.fromkeys(("workers", "staleness", "wait", "recipe", "delay", "overlap", "batch_words"))
+    arguments = cli._parser().parse_args(["advise", "--run", str(folder), *["--json"] * (number % DRAWN_ONE_IN != 0)])
     with _quiet():
-        advise(argparse.Namespace(run=folder, set=[], momentum=0.9, json=number % DRAWN_ONE_IN != 0, **nothing))
+        advise(arguments)
 
 
 def _read_statuses(folder: Path, _: int) -> None:

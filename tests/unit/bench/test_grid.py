@@ -29,7 +29,7 @@ GRIDS = sorted((Path(__file__).parents[3] / "benchmarks" / "grids").glob("*.yaml
 def data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("grid")
     text = folder / "text"
-    write_sample_corpus(text, train=200, valid=5, test=5)
+    write_sample_corpus(text, train=1000, valid=5, test=5)  # batches for 16 workers
     prepare(PrepareConfig(text / "train.src", text / "train.trg", text / "valid.src", text / "valid.trg", folder / "prepared", 200))
     yield folder / "prepared"
 
