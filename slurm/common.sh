@@ -38,7 +38,7 @@ from mpi4py import MPI; print(MPI.Get_library_version())') || refuse "found no u
     grep -qxF -- "$mpi_plugin" <<< "$listed" ||
         refuse "found no plugin $mpi_plugin for $mpi_family in srun --mpi=list: $(xargs <<< "$listed"); ask for it, or set HPCNMT_SRUN_MPI"
     export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1} # newer srun does not take it over from sbatch
-    unset SLURM_NTASKS_PER_NODE # srun warns of it where ranks cannot be dealt out evenly
+    unset "${!SLURM_NTASKS_PER_NODE@}" # srun warns of it where ranks cannot be dealt out evenly
     launch=(srun --kill-on-bad-exit=1 --mpi="$mpi_plugin") # without it the others would wait for a dead rank until the time limit
 }
 

@@ -15,14 +15,14 @@ export SLURM_CONF=$folder/etc/slurm.conf
 
 write_configuration() {
     local port=17010 node more
-    # config_overrides: more CPUs than the host has. cred_expire: a requeued job waits so long (120 s by default).
+    # config_overrides: more CPUs than the host has. cred_expire: a requeued job waits so long (below 5: 120 s, the default).
     cat << END
 ClusterName=test
 SlurmctldHost=$(hostname -s)(127.0.0.1)
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
-AuthInfo=socket=/run/munge.sock,cred_expire=3
+AuthInfo=socket=/run/munge.sock,cred_expire=5
 CredType=cred/munge
 SlurmctldPort=17000
 SlurmdPort=17001

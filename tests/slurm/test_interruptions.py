@@ -36,7 +36,7 @@ def test_a_heterogeneous_job_is_one_world_with_the_workers_first(slurm: Cluster)
 
 
 def test_preempted_jobs_are_requeued_once(slurm: Cluster) -> None:
-    """main: a grace time and the job's own signal. bare: Slurm sends TERM at once and requeues by itself."""
+    """main: a grace time and the job's own signal. bare: TERM comes at once, and Slurm requeues by itself."""
     jobs = [StandIn(slurm, f"preempted-{name}", "--nodes=2", f"--partition={name}", plan="wait") for name in ("main", "bare")]
     for job in jobs:
         job.wait_counting()
@@ -44,7 +44,7 @@ def test_preempted_jobs_are_requeued_once(slurm: Cluster) -> None:
     slurm.wait_state(high, "COMPLETED", deadline_s=60)
     for job in jobs:
         job.went_on()
-    assert "caught USR1" in jobs[0].log.read_text() and "caught" not in jobs[1].log.read_text()
+    assert "requeued (saved)" in jobs[0].log.read_text() and "requeued" not in jobs[1].log.read_text()
 
 
 def test_a_lost_node_and_the_operator_requeue_once(slurm: Cluster) -> None:
