@@ -61,6 +61,7 @@ class Exchange:
         self.snapshot_available = 0  # newest snapshot seen on all shards at the last pull
         self.stopped = False  # worker 0 has asked all to end
         self.ask_to_stop = False  # set by worker 0: goes out with its next push
+        self.end_wanted = False  # whether a shard has been told to save and end
         self.ask_to_end = False  # set by any worker after a signal: save at a cut, and leave
         self.stalls = 0  # counted by worker 0: validations without a new best; goes out with its next push
         self.pulls = self.rejected_pulls = 0  # of one slice each
@@ -173,7 +174,8 @@ class Exchange:
         self.pulls += len(headers)
         self.versions = [int(header[VERSION]) for header in headers]
         self.global_words = min(int(header[GLOBAL_WORDS]) for header in headers)
-        self.cut_raised, self.stopped = int(headers[0][CUT]), bool(headers[0][STOP])
+        self.cut_raised, self.stopped = int(headers[0][CUT]), bool(headers[0][STOP] & STOP_EARLY)
+        self.end_wanted = self.end_wanted or any(header[STOP] & SAVE_AND_END for header in headers)
         self._relay_cancelled(headers[0])
         snapshots = {int(header[SNAPSHOT]) for header in headers}
         if len(snapshots) == 1:
@@ -238,8 +240,9 @@ class Exchange:
 
     def new_cut_while_waiting(self) -> int:
         """The cut that has been raised since the last one that this worker, which has left, has seen; 0 without one."""
-        raised = int(self._header(0)[CUT])
-        if raised <= self.cut_raised:
+        header = self._header(0)
+        raised = int(header[CUT])
+        if raised <= max(self.cut_marked, int(header[CANCELLED])):
             return 0
         self.cut_raised = self.cut_marked = raised
         return raised
@@ -258,6 +261,7 @@ class Exchange:
                     lambda: self._pause_for_farewells(meanwhile),
                     self.deadlines.job_s,
                 )
+        meanwhile()
 
     def _has_moved_on(self, shard: int, words: int) -> bool:
         header = self._header(shard)

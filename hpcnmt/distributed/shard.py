@@ -134,6 +134,8 @@ class Shard:
     def serve_once(self) -> bool:
         """Applies at most one push of every worker; returns whether anything was done."""
         self._cancel_a_late_cut()
+        if self.index and self.is_asked_to_end():  # the workers carry it to shard 0
+            self.memory.control[STOP] = int(self.memory.control[STOP]) | SAVE_AND_END
         control, worked, first = self.memory.control, False, self.next_worker
         for step in range(self.layout.workers):
             worker = (first + step) % self.layout.workers
@@ -234,6 +236,7 @@ class Shard:
         control, layout = self.memory.control, self.layout
         if self.index == 0:
             open_cut = int(control[CUT]) > max(int(control[SNAPSHOT]), int(control[CANCELLED]))
+            open_cut = open_cut and not int(control[CUT]) & END  # who has marked that one has left, and no other would come after it
             late = open_cut and 0 < self.config.cut_deadline_s < self.clock() - self.cut_raised_s
             cancelled = int(control[CUT]) if late else 0
         else:
@@ -249,7 +252,7 @@ class Shard:
         self.heard.add(worker)
         self.snapshot_read = max(self.snapshot_read, header.snapshot_read)
         if header.stop == STOP_EARLY:
-            control[STOP] = 1
+            control[STOP] = int(control[STOP]) | STOP_EARLY
         self.end_asked = self.end_asked or header.stop == SAVE_AND_END
         if header.kind == Kind.FAREWELL:
             self.apply_farewell(worker)
@@ -269,13 +272,14 @@ class Shard:
     def _raise_a_cut(self) -> None:
         control, last = self.memory.control, int(self.memory.control[CUT])
         is_open = last > max(int(control[SNAPSHOT]), int(control[CANCELLED]))
-        unread = self.snapshot_read != int(control[SNAPSHOT])
+        reader_left = 0 in self.departed
+        unread = not reader_left and self.snapshot_read != int(control[SNAPSHOT])
         all_heard = len(self.heard | self.departed) == self.layout.workers
         between_updates = not (self._in_lockstep and self.buffer.pushes)
         if self.finished or self.ended or is_open or unread or not all_heard or not between_updates:
             return
         kind, now = 0, self.clock()
-        if self.config.cut_words and self.words >= self.next_cut_words:
+        if self.config.cut_words and self.words >= self.next_cut_words and not reader_left:
             kind |= VALIDATE
             self.next_cut_words = self.words + self.config.cut_words
         if self.end_asked or self.is_asked_to_end():

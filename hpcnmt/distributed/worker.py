@@ -311,16 +311,16 @@ class WorkerLoop:
             with self.exchange.activity("copy"):
                 self.replica.copy_(self._incoming)
 
-    def finish(self, meanwhile: Callable[[], None] = lambda: None) -> None:
+    def finish(self, meanwhile: Callable[[], None] | None = None) -> None:
         """Drains, says farewell; worker 0 stays until all have left, and so does a worker whose data has ended before that of others.
 
-        `meanwhile` is called again and again by who stays, in the helper thread.
+        With `meanwhile` every worker stays, and calls it again and again in the helper thread.
         """
         self.complete()
         self.call(self.exchange.farewell)
         self._sequence = self.exchange.sequence
-        if self.exchange.worker == 0 or self.out_of_data:
-            self.call(self.exchange.wait_for_farewells, meanwhile)
+        if self.exchange.worker == 0 or self.out_of_data or meanwhile is not None:
+            self.call(self.exchange.wait_for_farewells, meanwhile or (lambda: None))
 
     def close(self) -> None:
         """Joins the helper thread; no transport call comes after this."""

@@ -23,20 +23,20 @@ from hpcnmt.data.loader import Loader
 from hpcnmt.distributed import shard_state
 from hpcnmt.distributed.activity import Activity
 from hpcnmt.distributed.exchange import Exchange
-from hpcnmt.distributed.layout import END, SAVE, VALIDATE, cut_number
+from hpcnmt.distributed.layout import CUT, END, SAVE, VALIDATE, cut_number
 from hpcnmt.distributed.mpi import MpiWindows, check_memory, check_world, ranks_of_this_host
 from hpcnmt.distributed.shard import Shard, ShardConfig
 from hpcnmt.distributed.shard_state import ShardState
 from hpcnmt.distributed.worker import BatchCounts, WorkerLoop
 from hpcnmt.optim.local import LocalOptimizer
-from hpcnmt.training.checkpoint import Committer, Saver, random_state, restore_random_state
-from hpcnmt.training.checkpoint_files import Checkpoint, open_checkpoint, remove_temporary
+from hpcnmt.training.checkpoint import Committer, Saver, mark_failed, random_state, restore_random_state
+from hpcnmt.training.checkpoint_files import Checkpoint, open_checkpoint, part_folder, remove_temporary
 from hpcnmt.training.divergence import LossMonitor
 from hpcnmt.training.exits import FAILED, FINISHED, SAVED
 from hpcnmt.training.journal import Journal
 from hpcnmt.training.recipe import Recipe
 from hpcnmt.training.record import RecordFormat, recording
-from hpcnmt.training.resume import Resumed, check_run
+from hpcnmt.training.resume import Resumed, check_run, readable
 from hpcnmt.training.setup import Trainee, check_sizes, choose_device
 from hpcnmt.training.signals import EndRequest
 from hpcnmt.training.status import Counters, RankReport, rank_report, shard_counters
@@ -92,7 +92,6 @@ def _common_checkpoint(run: Path, recipe: Recipe, resume: bool) -> Checkpoint | 
     number = 0
     if MPI.COMM_WORLD.rank == 0:
         found = check_run(run, recipe, resume)
-        remove_temporary(run)
         number = found.number if found else 0
     number = MPI.COMM_WORLD.bcast(number)
     return open_checkpoint(run, number) if number else None
@@ -116,8 +115,9 @@ def _serve(windows: MpiWindows, recipe: Recipe, run: Path, report: RankReport, s
         report.counters, shard.log = lambda: shard_counters(shard), log
         shard.is_asked_to_end = lambda: saving.request.requested
         shard.save = lambda word: _save_shard(shard, word, saving.saver, log.position())
-        if states:
-            shard_state.load(shard, states)
+        if checkpoint is not None:
+            with readable(checkpoint):
+                shard_state.load(shard, states)
 
     torch.set_num_threads(1)
     checkpoint, index, layout = saving.checkpoint, windows.shard_index, windows.layout
@@ -126,12 +126,14 @@ def _serve(windows: MpiWindows, recipe: Recipe, run: Path, report: RankReport, s
     position = int(states[index].facts["record"]) if states and recipe.training.record else 0
     with recording(run, RecordFormat("shard", index, layout), recipe.training.record, position) as log:
         shard = windows.serve(config, watch=watch)
+    raised = int(shard.memory.control[CUT])
+    if raised & SAVE and cut_number(raised) not in [number for number, _ in shard.cuts]:  # nobody was left to mark it
+        mark_failed(part_folder(run, cut_number(raised)), saving.saver.name)
     saving.saver.close()
-    if not shard.ended:
-        staleness = {str(k): v for k, v in sorted(shard.staleness.items())}
-        untouched = shard.update.adam.untouched
-        figures = {"updates": shard.steps, "target_words": shard.words, "staleness": staleness, "untouched_elements": untouched}
-        (run / f"shard-{shard.index}.json").write_text(json.dumps(figures) + "\n", "utf-8")
+    staleness = {str(k): v for k, v in sorted(shard.staleness.items())}
+    untouched = shard.update.adam.untouched
+    figures = {"updates": shard.steps, "target_words": shard.words, "staleness": staleness, "untouched_elements": untouched}
+    (run / f"shard-{shard.index}.json").write_text(json.dumps(figures) + "\n", "utf-8")
     return FINISHED
 
 
@@ -145,6 +147,7 @@ class _Worker:
         self.trainee, self.exchange, self.activity, self.saving = trainee, exchange, report.activity, saving
         exchange.activity = report.activity
         layout, flat = exchange.transport.layout, trainee.flat
+        names = [f"worker-{index}" for index in range(layout.workers)] + [f"shard-{index}" for index in range(layout.shards)]
         config, schedule = trainee.recipe.worker, trainee.recipe.schedule
         local = None
         if config.local.mode != "off":
@@ -158,6 +161,7 @@ class _Worker:
         self.validation_due = False  # whether the newest snapshot is to be validated although its cut was made for something else
         self.ended = False  # whether the last cut of a run that will be resumed has been marked
         report.counters = self._counters
+        self.committer = Committer(run, names, trainee.recipe.checkpoint.keep, trainee.recipe.deadlines.peer_s)
         tensors, self.facts = self._resumed()
         self.loader = self._open_loader()
         self.journal: Journal | None = None
@@ -166,8 +170,6 @@ class _Worker:
             self._open_run(run)
         with report.activity("wait", "the first parameters"):
             self._begin(tensors)
-        names = [f"worker-{index}" for index in range(layout.workers)] + [f"shard-{index}" for index in range(layout.shards)]
-        self.committer = Committer(run, names, trainee.recipe.checkpoint.keep, trainee.recipe.deadlines.peer_s)
 
     def _open_run(self, run: Path) -> None:
         layout, checkpoint = self.exchange.transport.layout, self.saving.checkpoint
@@ -175,6 +177,8 @@ class _Worker:
         resumed = Resumed.of(checkpoint) if checkpoint else None
         self.journal, self.validation = self.trainee.open_run(run, layout.workers, layout.shards, library, resumed)
         self.validation.is_interrupted = lambda: self.saving.request.requested
+        self.exchange.ask_to_stop = self.validation.should_stop
+        remove_temporary(run)  # nobody writes a part before this worker has begun
 
     def _resumed(self) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
         """What this worker goes on from: tensors and facts of its own where the run had as many workers, else the little that all share."""
@@ -212,7 +216,8 @@ class _Worker:
         for name, seconds in self.facts.get("activity", {}).items():
             self.activity.seconds[name] += seconds
         cut = int(self.saving.checkpoint.facts("shard-0")["cut"])
-        self.loop.resume(tensors, self.facts, cut, cut - 1 if self.validation_due else cut)
+        with readable(self.saving.checkpoint):
+            self.loop.resume(tensors, self.facts, cut, cut - 1 if self.validation_due else cut)
 
     def _compute(self) -> BatchCounts | None:
         batch = self.loader.next_batch()
@@ -234,7 +239,7 @@ class _Worker:
         """All windows, then the orderly end; worker 0 validates the final snapshot, unless the run will be resumed. The exit code."""
         exchange, loop = self.exchange, self.loop
         while loop.replica_words < self.trainee.recipe.training.max_target_words and not loop.stopped:
-            exchange.ask_to_end = self.saving.request.requested
+            exchange.ask_to_end = self.saving.request.requested or exchange.end_wanted
             counts = loop.window()
             if loop.out_of_data:
                 break
@@ -252,7 +257,7 @@ class _Worker:
         loop.complete()
         shares = self.activity.shares(seconds) if seconds else {}
         with self.activity("wait", "the end of all workers" if exchange.worker == 0 else "the shards to take the farewell"):
-            loop.finish(self._save_while_waiting)
+            loop.finish(None if self.ended else self._save_while_waiting)
         if self.journal is not None and not self.ended:
             self._end(self.journal.seconds if loop.out_of_data else seconds, shares)  # others may have trained on
         self.saving.saver.close()
@@ -300,10 +305,12 @@ class _Worker:
         self.saving.saver.take(number, self.loop.tensors() | random_state(), facts, bool(cut & END), commit)
 
     def _save_while_waiting(self) -> None:
-        """A worker whose data has ended has no push to mark a cut with, but belongs into its checkpoint."""
+        """A worker that has left has no push to mark a cut with, but belongs into its checkpoint as long as others train."""
         cut = self.exchange.new_cut_while_waiting()
-        if cut & SAVE and self.loop.out_of_data:
+        if cut & SAVE:
             self._save(cut)
+        if cut & END and self.loop.out_of_data:  # others have not come to the end
+            self.ended = True
 
     def _read_cut(self) -> None:
         if self.validation is None:

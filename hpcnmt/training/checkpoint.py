@@ -138,13 +138,15 @@ class Committer:
 
     def __init__(self, run: Path, names: Sequence[str], keep: int, limit_s: float) -> None:
         self.run, self.names, self.keep, self.limit_s = run, names, keep, limit_s
+        self._in_use: set[Path] = set()
         self.committed = 0
         """Number of the last complete checkpoint of this process."""
 
     def link_best(self, number: int) -> dict[str, Path]:
         """A second name for the best model as it is now, which the checkpoint will take over; replaces one that was never used."""
         for unused in self.run.glob(".best-*.part"):
-            unused.unlink(missing_ok=True)
+            if unused not in self._in_use:
+                unused.unlink(missing_ok=True)
         best = self.run / BEST
         if not best.is_file():
             return {}
@@ -154,6 +156,7 @@ class Committer:
             os.link(best, second)
         except OSError:  # a file system without hard links
             shutil.copyfile(best, second)
+        self._in_use.add(second)
         return {BEST: second}
 
     def commit(
@@ -173,6 +176,7 @@ class Committer:
             reason = str(error)
         for path in links.values():
             path.unlink(missing_ok=True)
+            self._in_use.discard(path)
         if reason:
             say(f"checkpoint {number} is given up: {reason}")
             discard(self.run, number)

@@ -30,7 +30,8 @@ class Journal:
         self.max_target_words = max_target_words
         path = folder / "metrics.jsonl"
         if resumed is not None and path.is_file():
-            os.truncate(path, min(int(resumed["bytes"]), path.stat().st_size))
+            kept = path.read_bytes()[: int(resumed["bytes"])]
+            os.truncate(path, kept.rfind(b"\n") + 1)  # after a power loss less may be left than the checkpoint knows of
         self.begin = time.monotonic() - (float(resumed["seconds"]) if resumed is not None else 0.0)
         self._file = path.open("a", encoding="utf-8")
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=target_words or None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -16,13 +17,13 @@ from hpcnmt.distributed.worker import BatchCounts, window_counts
 from hpcnmt.optim.local import LocalOptimizer
 from hpcnmt.optim.update import Update
 from hpcnmt.optim.window import Diverged, GradientWindow
-from hpcnmt.training.checkpoint_files import Checkpoint
+from hpcnmt.training.checkpoint_files import Checkpoint, remove_temporary
 from hpcnmt.training.divergence import LossMonitor
 from hpcnmt.training.exits import FINISHED
 from hpcnmt.training.journal import Journal
 from hpcnmt.training.process_state import ProcessState
 from hpcnmt.training.recipe import Recipe
-from hpcnmt.training.resume import Resumed, check_run
+from hpcnmt.training.resume import Resumed, check_run, readable
 from hpcnmt.training.setup import Trainee, choose_device
 from hpcnmt.training.signals import EndRequest
 from hpcnmt.training.status import RankReport, rank_report, shard_counters
@@ -63,7 +64,9 @@ def _train_plain(recipe: Recipe, data: Path, run: Path, report: RankReport, requ
     update = Update(flat.size, recipe.update, flat.values.device)
     window, wire = GradientWindow(flat.gradients, recipe.worker.clip_norm), torch.empty_like(flat.gradients)
     state = ProcessState(run, 0, 1, flat.values, update, recipe.checkpoint, recipe.deadlines.peer_s)
-    facts = state.resume(checkpoint)
+    remove_temporary(run)
+    with readable(checkpoint) if checkpoint else nullcontext():
+        facts = state.resume(checkpoint)
     loader = state.open_loader(TokenCorpus(data, "train"), recipe.loader, checkpoint)
     next_validation, windows = facts.get("next_validation", recipe.validation.every_words), facts.get("windows", 0)
     source_words, window.dropped = facts.get("source_words", 0), facts.get("dropped", 0)

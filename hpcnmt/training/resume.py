@@ -6,17 +6,18 @@ Invariant: nothing is changed in the run folder before all checks have passed.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from hpcnmt.config import from_mapping
+from hpcnmt.reading import read_json
 from hpcnmt.training.checkpoint import BEST, say
 from hpcnmt.training.checkpoint_files import Checkpoint, newest_complete
 from hpcnmt.training.recipe import Recipe
-from hpcnmt.training.run_folder import RunFolder, refuse_existing
+from hpcnmt.training.run_folder import OF_A_RUN, RunFolder, refuse_existing
 
 MAY_CHANGE = (
     "training.max_target_words", "training.threads", "training.device", "training.trace", "training.ring_slots", "training.record",
@@ -69,22 +70,34 @@ def check_run(run: Path, recipe: Recipe, resume: bool) -> Checkpoint | None:
     """The checkpoint that a training into `run` goes on from, None to begin. Raises ValueError for an existing run that it does not fit."""
     if not resume:
         refuse_existing(run)
-    if not (run / "config.json").exists():
+    path = run / "config.json"
+    if not path.exists():
+        if found := [name for name in OF_A_RUN if (run / name).exists()]:
+            raise ValueError(f"found {found[0]} in {run}, but no config.json of a run: this is something else, choose another --run")
         return None
+    content = read_json(path, {"model": {str: object}, "context": {"hpcnmt": str}})
     checkpoint = newest_complete(run, say=say)
     if checkpoint is not None:
-        _check_same(run, recipe)
+        _check_same(run, recipe, content)
     return checkpoint
 
 
-def _check_same(run: Path, recipe: Recipe) -> None:
-    path = run / "config.json"
+@contextmanager
+def readable(checkpoint: Checkpoint) -> Iterator[None]:
+    """Turns what a part of another version or another program gives rise to into a ValueError."""
     try:
-        content = json.loads(path.read_text("utf-8"))
-        content.pop("context")
+        yield
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        raise ValueError(f"{checkpoint.folder} is no checkpoint of this version of hpcnmt ({type(error).__name__}: {error})") from error
+
+
+def _check_same(run: Path, recipe: Recipe, content: dict[str, Any]) -> None:
+    path = run / "config.json"
+    content.pop("context")
+    try:
         content["model"] |= {"vocabulary_size": recipe.model.vocabulary_size, "source_vocabulary_size": recipe.model.source_vocabulary_size}
         before = asdict(from_mapping(Recipe, content))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except ValueError as error:
         raise ValueError(f"{path} is not the configuration of a run ({error})") from error
     if recipe.training.record and not before["training"]["record"]:
         raise ValueError(f"found training.record=true, but {run} has not been recorded from its start: resume with training.record=false")

@@ -107,7 +107,7 @@ class RunFolder:
                 shutil.rmtree(stale)
             else:
                 stale.unlink(missing_ok=True)
-        (path / "config.json").write_text(json.dumps(asdict(recipe) | {"context": context}, indent=2) + "\n", "utf-8")
+        replace_file(path / "config.json", json.dumps(asdict(recipe) | {"context": context}, indent=2) + "\n")
         copy_vocabularies(prepared, path)
         return run
 

@@ -7,6 +7,7 @@ sum. When to end is known to all ranks alike: from the summed words, or from ran
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from hpcnmt.training.exits import FINISHED
 from hpcnmt.training.local import end_run
 from hpcnmt.training.process_state import ProcessState
 from hpcnmt.training.recipe import Recipe
-from hpcnmt.training.resume import Resumed, check_run
+from hpcnmt.training.resume import Resumed, check_run, readable
 from hpcnmt.training.setup import Trainee, choose_device
 from hpcnmt.training.signals import EndRequest
 from hpcnmt.training.status import RankReport, rank_report
@@ -92,7 +93,6 @@ def _common_checkpoint(collective: Collective, run: Path, recipe: Recipe, resume
     number = torch.zeros(1, dtype=torch.float64)
     if collective.rank == 0:
         found = check_run(run, recipe, resume)
-        remove_temporary(run)
         number[0] = found.number if found else 0
     collective.broadcast(number)
     return open_checkpoint(run, int(number)) if number else None
@@ -104,7 +104,8 @@ def _train(
     recipe, flat = trainee.recipe, trainee.flat
     window, update = GradientWindow(flat.gradients, recipe.worker.clip_norm), Update(flat.size, recipe.update, flat.values.device)
     state = ProcessState(run, collective.rank, collective.size, flat.values, update, recipe.checkpoint, recipe.deadlines.peer_s)
-    facts = state.resume(checkpoint)
+    with readable(checkpoint) if checkpoint else nullcontext():
+        facts = state.resume(checkpoint)
     loader = state.open_loader(TokenCorpus(trainee.data, "train"), recipe.loader, checkpoint)
     compute = SynchronousCompute(trainee, loader)
     loop = SynchronousLoop(collective, recipe.sync, recipe.worker.delay_at, window, update, flat.values, compute, report.activity)
@@ -150,6 +151,8 @@ class _Progress:
         resumed = Resumed.of(checkpoint) if checkpoint else None
         self.journal, self.validation = trainee.open_run(run, loop.collective.size, 0, loop.collective.description, resumed)
         self.validation.is_interrupted = lambda: request.requested
+        loop.ask_to_stop, loop.stalled = self.validation.should_stop, bool(facts.get("has_stalled", False))
+        remove_temporary(run)  # nobody writes a part before this rank has begun
         self._next_validation = facts.get("next_validation", self.recipe.validation.every_words)
         self.monitor = LossMonitor(self.recipe.divergence)
         if "monitor" in facts:
@@ -160,6 +163,7 @@ class _Progress:
         return {
             "next_validation": self._next_validation, "windows": self.loop.windows, "source_words": self.loop.source_words,
             "journal": self.journal.facts(), "validation": self.validation.facts(), "monitor": self.monitor.state(),
+            "has_stalled": self.loop.stalled,
         }  # fmt: skip
 
     def after(self, total: BatchCounts) -> None:
