@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import struct
 import subprocess
 import sys
@@ -25,8 +26,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.fuzz.inputs import Bench, scratch
+from tests.fuzz.inputs import Bench
 from tests.fuzz.readers import READERS
+from tests.fuzz.samples import remove_prepared
+from tests.fuzz.scratch import SCRATCH, scratch
 
 ROOT = Path(__file__).resolve().parents[2]
 STANDS_STILL_S = 180.0
@@ -77,11 +80,12 @@ class Fuzzer:
             self._one_process(reader, tally, inputs, max(until_s - time.monotonic(), 0.1))
 
     def _one_process(self, reader: str, tally: Tally, inputs: int, seconds: float) -> None:
-        board = scratch() / "progress"
+        folder = scratch()  # the process may not live to remove what it has made there
+        board = folder / "progress"
         board.write_bytes(struct.pack("<q", -1))
         first = tally.next
         command = [sys.executable, "-m", "tests.fuzz.worker", reader, *map(str, (self.seed, first, inputs - first, seconds, board))]
-        environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", SCRATCH: str(folder)}
         counts, cpu_s, done = Counter[str](), 0.0, first
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, cwd=ROOT) as process:
             watch = threading.Thread(target=_kill_when_still, args=(process, board), daemon=True)
@@ -97,8 +101,7 @@ class Fuzzer:
                     counts, cpu_s, done = Counter(record["counts"]), record["cpu_s"], record["next"]
             errors = process.stderr.read()
         code, last = process.returncode, struct.unpack("<q", board.read_bytes())[0]
-        board.unlink()
-        board.parent.rmdir()
+        shutil.rmtree(folder)
         if code != 0:
             if last < first:
                 raise RuntimeError(f"the process for {reader} ended with {code} before its first input:\n{errors}")
@@ -167,6 +170,7 @@ def _show(reader: str, number: int, seed: int, folder: Path | None) -> int:
     outcome, said = bench.run(number)
     print(outcome, said, sep="\n")
     bench.close()
+    remove_prepared()
     return int(outcome not in ("ok", "refused"))
 
 
@@ -206,6 +210,7 @@ def main() -> int:
 
     with ThreadPoolExecutor(arguments.jobs) as pool:
         list(pool.map(one, chosen))
+    remove_prepared()
     for name in chosen:
         tally = fuzzer.tallies[name]
         failed |= bool(tally.crashes or tally.hangs)
