@@ -35,6 +35,8 @@ ROOT = Path(__file__).resolve().parents[2]
 STANDS_STILL_S = 180.0
 """Without a finished input for so long a process is killed: its alarm, in processor time, cannot see a wait."""
 MOST_FAILURES = 200
+MOST_A_PROCESS = 5000
+"""Inputs of one process; then --out is written."""
 FORMAT = 1
 
 
@@ -67,17 +69,20 @@ class Tally:
 
 
 class Fuzzer:
-    """All readers of one command; `changed` is called after each report of a process."""
+    """All readers of one command."""
 
-    def __init__(self, seed: int, save: Path | None, tallies: dict[str, Tally]) -> None:
-        self.seed, self.save, self.tallies = seed, save, tallies
+    def __init__(self, seed: int, save: Path | None, out: Path | None) -> None:
+        self.seed, self.save, self.out, self.tallies = seed, save, out, _read(out, seed)
         self.lock = threading.Lock()
 
     def fuzz(self, reader: str, inputs: int, seconds: float) -> None:
         """Inputs next, next + 1, ... until so many are read, or the seconds are over."""
         tally, until_s = self.tallies[reader], time.monotonic() + seconds
         while tally.next < inputs and time.monotonic() < until_s:
-            self._one_process(reader, tally, inputs, max(until_s - time.monotonic(), 0.1))
+            self._one_process(reader, tally, min(inputs, tally.next + MOST_A_PROCESS), max(until_s - time.monotonic(), 0.1))
+            if self.out is not None:
+                with self.lock:
+                    _write(self.out, self.seed, self.tallies)
 
     def _one_process(self, reader: str, tally: Tally, inputs: int, seconds: float) -> None:
         folder = scratch()  # the process may not live to remove what it has made there
@@ -193,7 +198,7 @@ def main() -> int:
         parser.error(f"found the reader {unknown[0]!r}, expected one of {', '.join(READERS)}")
     chosen = arguments.readers or list(READERS)
     inputs = arguments.inputs or (10**12 if arguments.seconds else 1000)
-    fuzzer = Fuzzer(arguments.seed, arguments.save, _read(arguments.out, arguments.seed))
+    fuzzer = Fuzzer(arguments.seed, arguments.save, arguments.out)
     failed = False
 
     def one(name: str) -> None:
@@ -204,9 +209,6 @@ def main() -> int:
             f"{name:12} {tally.inputs:8} inputs, {tally.refused / max(tally.inputs, 1):4.0%} refused, {tally.crashes} crashes, "
             f"{tally.hangs} hangs, {rate:.0f} inputs/s", flush=True,
         )  # fmt: skip
-        if arguments.out is not None:
-            with fuzzer.lock:
-                _write(arguments.out, arguments.seed, fuzzer.tallies)
 
     with ThreadPoolExecutor(arguments.jobs) as pool:
         list(pool.map(one, chosen))
