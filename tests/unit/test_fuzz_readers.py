@@ -11,7 +11,9 @@ from tests.fuzz.inputs import Bench
 from tests.fuzz.readers import READERS
 from tests.fuzz.samples import remove_prepared
 
-INPUTS = collections.defaultdict(lambda: 100, grid=15, model=30, results=25, corpus=25, checkpoint=60, metrics=60, set=50, recipe=50, status=60)
+INPUTS = collections.defaultdict(
+    lambda: 100, grid=15, model=30, results=25, corpus=25, checkpoint=60, metrics=60, set=50, recipe=50, status=60
+)
 
 
 @pytest.fixture(scope="module", autouse=True)
