@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import struct
 import subprocess
 import sys
@@ -25,13 +26,17 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.fuzz.inputs import Bench, scratch
+from tests.fuzz.inputs import Bench
 from tests.fuzz.readers import READERS
+from tests.fuzz.samples import remove_prepared
+from tests.fuzz.scratch import SCRATCH, scratch
 
 ROOT = Path(__file__).resolve().parents[2]
 STANDS_STILL_S = 180.0
 """Without a finished input for so long a process is killed: its alarm, in processor time, cannot see a wait."""
 MOST_FAILURES = 200
+MOST_A_PROCESS = 5000
+"""Inputs of one process; then --out is written."""
 FORMAT = 1
 
 
@@ -64,24 +69,28 @@ class Tally:
 
 
 class Fuzzer:
-    """All readers of one command; `changed` is called after each report of a process."""
+    """All readers of one command."""
 
-    def __init__(self, seed: int, save: Path | None, tallies: dict[str, Tally]) -> None:
-        self.seed, self.save, self.tallies = seed, save, tallies
+    def __init__(self, seed: int, save: Path | None, out: Path | None) -> None:
+        self.seed, self.save, self.out, self.tallies = seed, save, out, _read(out, seed)
         self.lock = threading.Lock()
 
     def fuzz(self, reader: str, inputs: int, seconds: float) -> None:
         """Inputs next, next + 1, ... until so many are read, or the seconds are over."""
         tally, until_s = self.tallies[reader], time.monotonic() + seconds
         while tally.next < inputs and time.monotonic() < until_s:
-            self._one_process(reader, tally, inputs, max(until_s - time.monotonic(), 0.1))
+            self._one_process(reader, tally, min(inputs, tally.next + MOST_A_PROCESS), max(until_s - time.monotonic(), 0.1))
+            if self.out is not None:
+                with self.lock:
+                    _write(self.out, self.seed, self.tallies)
 
     def _one_process(self, reader: str, tally: Tally, inputs: int, seconds: float) -> None:
-        board = scratch() / "progress"
+        folder = scratch()  # the process may not live to remove what it has made there
+        board = folder / "progress"
         board.write_bytes(struct.pack("<q", -1))
         first = tally.next
         command = [sys.executable, "-m", "tests.fuzz.worker", reader, *map(str, (self.seed, first, inputs - first, seconds, board))]
-        environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", SCRATCH: str(folder)}
         counts, cpu_s, done = Counter[str](), 0.0, first
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, cwd=ROOT) as process:
             watch = threading.Thread(target=_kill_when_still, args=(process, board), daemon=True)
@@ -97,8 +106,7 @@ class Fuzzer:
                     counts, cpu_s, done = Counter(record["counts"]), record["cpu_s"], record["next"]
             errors = process.stderr.read()
         code, last = process.returncode, struct.unpack("<q", board.read_bytes())[0]
-        board.unlink()
-        board.parent.rmdir()
+        shutil.rmtree(folder)
         if code != 0:
             if last < first:
                 raise RuntimeError(f"the process for {reader} ended with {code} before its first input:\n{errors}")
@@ -167,6 +175,7 @@ def _show(reader: str, number: int, seed: int, folder: Path | None) -> int:
     outcome, said = bench.run(number)
     print(outcome, said, sep="\n")
     bench.close()
+    remove_prepared()
     return int(outcome not in ("ok", "refused"))
 
 
@@ -189,7 +198,7 @@ def main() -> int:
         parser.error(f"found the reader {unknown[0]!r}, expected one of {', '.join(READERS)}")
     chosen = arguments.readers or list(READERS)
     inputs = arguments.inputs or (10**12 if arguments.seconds else 1000)
-    fuzzer = Fuzzer(arguments.seed, arguments.save, _read(arguments.out, arguments.seed))
+    fuzzer = Fuzzer(arguments.seed, arguments.save, arguments.out)
     failed = False
 
     def one(name: str) -> None:
@@ -200,12 +209,10 @@ def main() -> int:
             f"{name:12} {tally.inputs:8} inputs, {tally.refused / max(tally.inputs, 1):4.0%} refused, {tally.crashes} crashes, "
             f"{tally.hangs} hangs, {rate:.0f} inputs/s", flush=True,
         )  # fmt: skip
-        if arguments.out is not None:
-            with fuzzer.lock:
-                _write(arguments.out, arguments.seed, fuzzer.tallies)
 
     with ThreadPoolExecutor(arguments.jobs) as pool:
         list(pool.map(one, chosen))
+    remove_prepared()
     for name in chosen:
         tally = fuzzer.tallies[name]
         failed |= bool(tally.crashes or tally.hangs)

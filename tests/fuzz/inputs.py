@@ -7,18 +7,16 @@ a crash and named by its exception.
 from __future__ import annotations
 
 import contextlib
-import os
 import random
 import shutil
 import signal
-import tempfile
 import traceback
 import types
 from collections.abc import Iterator
-from pathlib import Path
 
 from tests.fuzz.readers import READERS
 from tests.fuzz.samples import Files
+from tests.fuzz.scratch import scratch
 
 LIMIT_S = 10.0
 LONGEST_MESSAGE = 1500
@@ -30,12 +28,6 @@ class Hang(BaseException):
 
 def _ring(_: int, __: types.FrameType | None) -> None:
     raise Hang
-
-
-def scratch() -> Path:
-    """A new temporary folder, in memory where that is possible."""
-    memory = Path("/dev/shm")
-    return Path(tempfile.mkdtemp(prefix="hpcnmt-fuzz-", dir=memory if os.access(memory, os.W_OK) else None))
 
 
 class Bench:
@@ -61,7 +53,10 @@ class Bench:
 
     def run(self, number: int) -> tuple[str, str]:
         """Outcome of input `number`, and what was said."""
-        changed = self.make(number)
+        return self.run_files(self.make(number), number)
+
+    def run_files(self, changed: Files, number: int = 1) -> tuple[str, str]:
+        """The same of these changed files."""
         for name, content in changed.items():
             (self.folder / name).write_bytes(content)
         try:

@@ -10,7 +10,6 @@ import json
 import lzma
 import random
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -19,6 +18,7 @@ from unittest import mock
 
 from hpcnmt.training.checkpoint_files import Part, commit, part_folder, write_part
 from hpcnmt.training.checkpoint_format import content_sha256
+from tests.fuzz.scratch import scratch
 
 Files = dict[str, bytes]
 VOCABULARY_LIMIT = 60
@@ -82,7 +82,7 @@ def _prepared() -> Path:
     """A prepared folder, made once a process."""
     from hpcnmt.data.prepare import PrepareConfig, prepare
 
-    work = Path(tempfile.mkdtemp(prefix="hpcnmt-fuzz-prepared-"))
+    work = scratch()
     lines = _sentences(60)
     for name, part in (("train", lines[:50]), ("valid", lines[50:])):
         (work / f"{name}.txt").write_text("\n".join(part) + "\n", "utf-8")

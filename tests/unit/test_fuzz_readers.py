@@ -1,15 +1,25 @@
-"""A few hundred changed files for every reader of outside input: taken, or refused with one line. python -m tests.fuzz does more."""
+"""Some changed files for every reader of outside input: taken, or refused with one line. python -m tests.fuzz does more."""
 
 from __future__ import annotations
 
 import collections
+from collections.abc import Iterator
 
 import pytest
 
 from tests.fuzz.inputs import Bench
 from tests.fuzz.readers import READERS
+from tests.fuzz.samples import remove_prepared
 
-INPUTS = collections.defaultdict(lambda: 200, grid=60, model=60, results=60, corpus=100, checkpoint=100, metrics=100, set=100, recipe=100)
+INPUTS = collections.defaultdict(
+    lambda: 100, grid=15, model=30, results=25, corpus=25, checkpoint=60, metrics=60, set=50, recipe=50, status=60
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _prepared_is_removed() -> Iterator[None]:
+    yield
+    remove_prepared()
 
 
 @pytest.mark.parametrize("reader", READERS)
