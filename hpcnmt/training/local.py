@@ -72,6 +72,19 @@ def _train_plain(recipe: Recipe, data: Path, run: Path, report: RankReport, requ
     source_words, window.dropped = facts.get("source_words", 0), facts.get("dropped", 0)
     validation.is_interrupted = lambda: request.requested
 
+    def validate_if_due() -> None:
+        nonlocal next_validation
+        if update.words < next_validation or request.requested:
+            return
+        try:
+            with activity("validate"):
+                validation.evaluate(update.published(flat.values), update.words)
+        except Interrupted:
+            return  # it is due still
+        next_validation = update.words + recipe.validation.every_words
+        if validation.has_stalled:
+            update.note_stall()
+
     monitor = LossMonitor(recipe.divergence)
     if "monitor" in facts:
         monitor.load(facts["monitor"])
@@ -87,6 +100,7 @@ def _train_plain(recipe: Recipe, data: Path, run: Path, report: RankReport, requ
         batch = loader.next_batch()
         return None if batch is None else trainee.add_gradient(batch)
 
+    validate_if_due()  # which the signal that ended the run before may have put off
     while update.words < recipe.training.max_target_words and not validation.should_stop:
         with activity("compute"):
             total = window_counts(compute, recipe.worker.delay_at(update.words))
@@ -103,15 +117,7 @@ def _train_plain(recipe: Recipe, data: Path, run: Path, report: RankReport, requ
         source_words += total.source_words
         journal.training(update.words, total.loss_sum / total.target_words)
         monitor.after(total.loss_sum / total.target_words, update.words)
-        if update.words >= next_validation and not request.requested:
-            try:
-                with activity("validate"):
-                    validation.evaluate(update.published(flat.values), update.words)
-            except Interrupted:
-                continue  # it is due still
-            next_validation = update.words + recipe.validation.every_words
-            if validation.has_stalled:
-                update.note_stall()
+        validate_if_due()
         if request.requested:
             save(must=True)
             return state.leave(journal, loader, request.reason)

@@ -117,6 +117,8 @@ def _train(
     progress = _Progress(trainee, loop, loader, run, facts, request, checkpoint) if collective.rank == 0 else None
     if checkpoint is None:
         loop.start()
+    if progress is not None:
+        progress.validate_if_due()
     saved = False
     while update.words < recipe.training.max_target_words and not loop.stopped and not saved:
         loop.ask_to_end, loop.ask_to_save = request.requested, collective.rank == 0 and state.is_due
@@ -167,10 +169,18 @@ class _Progress:
         }  # fmt: skip
 
     def after(self, total: BatchCounts) -> None:
-        """After a window of all ranks; validates when it is time, and asks to stop when nothing improves any more."""
+        """After a window of all ranks; validates when it is time."""
         words, waits = self.loop.update.words, {"wait_s": self.loop.activity.seconds["wait"], "loader_wait_s": self.loader.wait_s}
         self.monitor.after(total.loss_sum / total.target_words, words)
         self.journal.training(words, total.loss_sum / total.target_words, waits | {"dropped_windows": self.loop.sum.dropped})
+        self.validate_if_due()
+
+    def validate_if_due(self) -> None:
+        """Validates when it is time, and asks to stop when nothing improves any more.
+
+        Also called before the first window: a signal may have put a validation off.
+        """
+        words = self.loop.update.words
         if words < self._next_validation or self.request.requested:
             return
         before = self.validation.seconds

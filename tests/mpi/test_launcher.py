@@ -46,7 +46,11 @@ class Job:
         """Waits until all ranks are."""
         assert self.process.stdout is not None
         for _ in range(3):
-            assert self.process.stdout.readline().startswith("up")
+            line = self.process.stdout.readline()
+            while not line.strip():  # a launcher may pass on the end of a line apart from the line
+                assert line, "the program has ended"
+                line = self.process.stdout.readline()
+            assert line.startswith("up"), line
         self.token = leftovers.environment_of(self.ranks()[0])[leftovers.TOKEN]  # type: ignore[index]
         self.segments = leftovers.segments_of(self.ranks())
         assert self.segments  # else the test would see nothing
