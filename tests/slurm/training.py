@@ -15,6 +15,7 @@ from tests.slurm.cluster import Cluster
 
 ENDLESS, MORE = 10**8, 4000
 BATCH_WORDS = 500
+DEADLINE_S = 240.0
 SETTINGS = ("loader.batch_words=500", "validation.every_words=10000000", "deadlines.stall_warning_s=60")
 
 
@@ -39,15 +40,15 @@ class Training:
         return self
 
     def wait_training(self) -> None:
-        self.slurm.wait_text(self.run / "metrics.jsonl", '"training"', deadline_s=120)
+        self.slurm.wait_text(self.run / "metrics.jsonl", '"training"', deadline_s=DEADLINE_S)
 
     def wait_checkpoint(self) -> None:
-        self.slurm.wait(f"a checkpoint of {self.run}", lambda: any(self.run.glob("checkpoints/cut-*/COMPLETE")), 120)
+        self.slurm.wait(f"a checkpoint of {self.run}", lambda: any(self.run.glob("checkpoints/cut-*/COMPLETE")), DEADLINE_S)
 
     def interrupted(self) -> Training:
         """Waits until the job is off its nodes, and lets its next start end a few windows later."""
         busy = ("RUNNING", "COMPLETING")
-        self.slurm.wait(f"job {self.job} off its nodes", lambda: self.slurm.fields(self.job)["JobState"] not in busy, 120)
+        self.slurm.wait(f"job {self.job} off its nodes", lambda: self.slurm.fields(self.job)["JobState"] not in busy, DEADLINE_S)
         checkpoint = newest_complete(self.run)
         assert checkpoint is not None, self.log.read_text()
         self.limit_words(checkpoint.words + MORE)
@@ -55,7 +56,7 @@ class Training:
 
     def ended(self) -> int:
         """Waits until the job has ended well; how often it was requeued."""
-        self.slurm.wait_state(self.job, "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", deadline_s=180)
+        self.slurm.wait_state(self.job, "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", deadline_s=DEADLINE_S)
         fields = self.slurm.fields(self.job)
         assert fields["JobState"] == "COMPLETED" and (self.run / "final.safetensors").is_file(), self.log.read_text()
         return int(fields["Restarts"])
