@@ -1,6 +1,7 @@
 """What a process knows of the launcher of hpcnmt that has started it: it dies with it, and tells it its exit code.
 
-Without such a launcher (srun, an mpiexec of the user's, torchrun, one process) nothing here does anything. The launcher's side is job.py;
+Job scripts (slurm/common.sh) ask for the exit code in the same way. Otherwise (an mpiexec of the user's, torchrun, one process) nothing here
+does anything. The launcher's side is job.py;
 called by cli.py first of all, so that few imports come before, and by launch.py.
 """
 
@@ -29,9 +30,9 @@ def is_ours() -> bool:
 
 
 def tell_code(code: int) -> bool:
-    """Tells the launcher of this file, if it has started this rank, with what code to end; the first to say so counts."""
+    """Tells the launcher, or the job script, that has started this rank with what code to end; the first to say so counts."""
     path = os.environ.get(CODE_FILE)
-    if not path or not is_ours():
+    if not path:
         return False
     try:
         with open(path, "x", encoding="ascii") as file:
