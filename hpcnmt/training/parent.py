@@ -1,7 +1,7 @@
 """What a process knows of the launcher of hpcnmt that has started it: it dies with it, and tells it its exit code.
 
-Job scripts (slurm/common.sh) ask for the exit code in the same way. Otherwise (an mpiexec of the user's, torchrun, one process) nothing here
-does anything. The launcher's side is job.py;
+Job scripts (slurm/common.sh) ask for the exit code in the same way. Otherwise (an mpiexec of the user's, torchrun, one process) nothing
+here does anything. The launcher's side is job.py;
 called by cli.py first of all, so that few imports come before, and by launch.py.
 """
 
