@@ -2,7 +2,6 @@
 
 | fault | expected outcome |
 | --- | --- |
-| SIGKILL of random ranks of a supervised run | restarts, ends with 0, words trained, nothing left |
 | SIGKILL of a rank | the command ends with 137; --resume goes on, with other workers and shards, and every word counted |
 | the newest checkpoint is damaged | one line, the one before it is taken |
 | another recipe, another folder | one line, code 2, nothing changed |
@@ -12,11 +11,9 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import shutil
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
@@ -96,42 +93,9 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(folder: Path, killed: 
     runs = [
         (resume(folder, killed, settings=("model.heads=2",)), "found model.heads=2, expected"),
         (resume(folder, killed, settings=("training.record=true",)), "has not been recorded from its start"),
-        (resume(folder, killed, settings=("training.mode=virtual",)), "--resume has no effect with training.mode=virtual"),
         (resume(folder, foreign), "but no config.json of a run"),
         (hpcnmt(*train_command(folder, "killed")), "exists already"),
     ]
     for done, message in runs:
         assert done.returncode == 2 and message in done.stderr and done.stderr.count("hpcnmt:") == 1, (message, done.stderr)
     assert content() == before and (foreign / "model.safetensors").read_bytes() == b"of somebody else"
-
-
-def test_a_supervised_run_survives_kills(folder: Path) -> None:
-    run, chosen = folder / "supervised", random.Random(1)
-    command = train_command(
-        folder, "supervised", "--workers", 2, "--shards", 2, "--supervise", "--resume", "--back-off", 0, "--restarts", 5, settings=SETTINGS
-    )
-    seen = 0
-    with started(*command) as process:
-        for _ in range(3):
-            wait_for("a new checkpoint", lambda seen=seen: any(int(c.name[4:]) > seen for c in checkpoints(run)), process)  # type: ignore[misc]
-            seen = int(checkpoints(run)[-1].name[4:])
-            rank = chosen.choice(["worker-0", "worker-1", "shard-0", "shard-1"])
-            wait_for("the ranks of this life", lambda rank=rank: alive(run, rank), process)  # type: ignore[misc]
-            time.sleep(chosen.random() * 0.3)
-            os.kill(pid_of(run, rank), signal.SIGKILL)
-        assert process.wait(DEADLINE_S) == 0
-    resumed = [record["target_words"] for record in records(run, "resume")]
-    assert resumed == sorted(resumed) and records(run, "end")[0]["target_words"] >= 40000
-    assert not [p for p in run.rglob("*") if p.name.endswith((".part", ".tmp")) or p.name.startswith(".removed")]
-    for path in checkpoints(run):
-        found = newest_complete(run)
-        assert found is not None and path.is_dir()
-        found.check()
-
-
-def alive(run: Path, rank: str) -> bool:
-    try:
-        os.kill(pid_of(run, rank), 0)
-    except (OSError, ValueError):
-        return False
-    return True

@@ -12,7 +12,7 @@ from tests.commands import prepare_sample
 from tests.need import mpiexec
 from tests.processes import ROOT, run
 
-pytestmark = [pytest.mark.system, pytest.mark.mpi]
+pytestmark = [pytest.mark.system, pytest.mark.mpi, pytest.mark.one_family]
 SETTINGS = ("model.embedding_dim=32", "model.feedforward_dim=32", "loader.batch_words=200", "validation.every_words=60000",
             "checkpoint.every_s=1")  # fmt: skip
 WORDS = 50_000
