@@ -100,7 +100,7 @@ def test_an_ablation_goes_on_with_seeds_tests_and_rates(folder: Path) -> None:
     assert other.returncode == 2 and "on other sentences" in other.stderr and other.stderr.count("\n") == 1
     grid.write_text(grid.read_text().replace("beta1=0.9", "beta1=0.8"))
     changed = ablation("--seeds", "1")
-    assert changed.returncode == 2 and "has a point 'momentum seed1' whose set is" in changed.stderr, changed.stderr
+    assert changed.returncode == 2 and "has another point 'momentum seed1' (set: found" in changed.stderr, changed.stderr
     assert changed.stderr.count("\n") == 1
     grid.write_text(grid.read_text().replace("baseline: slow", "baseline: sync"))
     assert "exists with another config (baseline" in ablation("--seeds", "1").stderr
