@@ -27,7 +27,7 @@ refuse() { say "$*"; exit $USER_ERROR; }
 choose_mpi() {
     local library wanted listed
     library=$("$python" -c 'import mpi4py; mpi4py.rc.initialize = mpi4py.rc.finalize = False
-from mpi4py import MPI; print(MPI.Get_library_version())') || refuse "found no usable mpi4py in $python: check HPCNMT_SITE and HPCNMT_PYTHON"
+from mpi4py import MPI; print(MPI.Get_library_version().strip(chr(0)))') || refuse "found no usable mpi4py in $python: check HPCNMT_SITE and HPCNMT_PYTHON"
     case $library in
     *"Open MPI"*) mpi_family=openmpi wanted=pmix ;;
     *MPICH* | *MVAPICH* | *Intel* | *CRAY*) mpi_family=mpich wanted=pmi2 ;;

@@ -67,7 +67,7 @@ class Training:
         restarts = self.ended()
         (end,) = records(self.run, "end")
         words = [record["target_words"] for record in records(self.run, "resume")]
-        assert words and 0 < words[0] and words == sorted(words) and words[-1] < end["target_words"], self.log.read_text()
+        assert words and 0 < words[0] and words == sorted(words) and words[-1] <= end["target_words"], self.log.read_text()
         assert all(record["lost_target_words"] <= lost_words for record in records(self.run, "resume")), self.log.read_text()
         reports = [json.loads(path.read_text()) for path in sorted(self.run.glob("status/worker-*.json"))]
         if list(self.run.glob("shard-*.json")):
