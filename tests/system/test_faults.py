@@ -116,15 +116,16 @@ def test_a_killed_run_goes_on_with_other_numbers_of_workers_and_shards(folder: P
     run = copy_of(killed, "other-numbers")
     before = newest_complete(run)
     assert before is not None and len(before.names) == 5
+    old = [before.facts(f"worker-{index}")["loader"] for index in range(3)]
     done = resume(folder, "other-numbers", 2, 3)
     assert done.returncode == 0, done.stderr
     assert [record["checkpoint"] for record in records(run, "resume")] == [before.number]
     shards = [json.loads((run / f"shard-{index}.json").read_text())["target_words"] for index in range(3)]
     assert len(set(shards)) == 1 and shards[0] >= before.words + WORDS and len(list(run.glob("shard-*.json"))) == 3
     assert not temporary_files(run)
+    assert {path.stem for path in (run / "status").iterdir()} == {"worker-0", "worker-1", "shard-0", "shard-1", "shard-2"}
     after = newest_complete(run)
     assert after is not None and after.number > before.number and after.names == ("worker-0", "worker-1", "shard-0", "shard-1", "shard-2")
-    old = [before.facts(f"worker-{index}")["loader"] for index in range(3)]
     new = [after.facts(f"worker-{index}")["loader"] for index in range(2)]
     assert [state["world"] for state in new] == [2, 2] and [state["rank"] for state in new] == [0, 1]
     assert {state["vocabulary"] for state in new} == {state["vocabulary"] for state in old}
