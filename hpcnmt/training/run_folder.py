@@ -120,7 +120,9 @@ class RunFolder:
         before = content["context"]
         context = before | context | {"resumed_from": [*before.get("resumed_from", []), resumed_from]}
         replace_file(path / "config.json", json.dumps(asdict(recipe) | {"context": context}, indent=2) + "\n")
-        for stale in (*path.glob("shard-*.json"), path / "final.safetensors"):
+        ranks = {f"{role}-{index}.json" for role in ("worker", "shard") for index in range(context.get(f"{role}s", 0))}
+        gone = [status for status in rank_files(path, "status") if status.name not in ranks]  # of more ranks than there are now
+        for stale in (*path.glob("shard-*.json"), path / "final.safetensors", *gone):
             stale.unlink(missing_ok=True)
         if best is not None:
             temporary = path / f".model.{os.getpid()}.part"
