@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,6 +23,7 @@ import torch
 from torch import Tensor
 
 from hpcnmt.training.checkpoint_files import Part, commit, discard, is_whole, part_folder, write_part
+from hpcnmt.training.say import say
 
 POLL_S = 0.05
 BEST = "model.safetensors"
@@ -48,12 +48,6 @@ class CheckpointConfig:
             )
         if self.keep < 1:
             raise ValueError(f"checkpoint.keep is {self.keep}, expected at least 1")
-
-
-def say(message: str) -> None:
-    """One line on standard error."""
-    sys.stderr.write(f"hpcnmt: {message}\n")
-    sys.stderr.flush()
 
 
 def random_state() -> dict[str, Tensor]:

@@ -13,7 +13,6 @@ import json
 import os
 import re
 import shutil
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -40,6 +39,7 @@ from hpcnmt.training.checkpoint_format import (
     read_complete,
     tensor_sha256,
 )
+from hpcnmt.training.say import say
 
 HASH_THREADS = 4
 _FOLDER = re.compile(r"cut-([0-9]{8,15})")
@@ -335,7 +335,7 @@ def open_checkpoint(run: Path, number: int) -> Checkpoint:
     return Checkpoint(checkpoints_folder(run) / _name(number))
 
 
-def newest_complete(run: Path, below_words: int | None = None, say: Callable[[str], None] | None = None) -> Checkpoint | None:
+def newest_complete(run: Path, below_words: int | None = None, say: Callable[[str], None] = say) -> Checkpoint | None:
     """The newest checkpoint of `run` that is complete (with fewer than `below_words` words); `say` hears of each that is damaged."""
     for number in _numbers(run):
         folder = checkpoints_folder(run) / _name(number)
@@ -344,13 +344,8 @@ def newest_complete(run: Path, below_words: int | None = None, say: Callable[[st
         try:
             checkpoint = Checkpoint(folder)
         except (ValueError, OSError) as error:
-            (say or _say)(f"passed over {folder}: {' '.join(str(error).split())}")
+            say(f"passed over {folder}: {' '.join(str(error).split())}")
             continue
         if below_words is None or checkpoint.words < below_words:
             return checkpoint
     return None
-
-
-def _say(line: str) -> None:
-    sys.stderr.write(f"hpcnmt: {line}\n")
-    sys.stderr.flush()

@@ -15,7 +15,8 @@ from pathlib import Path
 from hpcnmt.optim.window import Diverged
 from hpcnmt.training.divergence import DivergenceConfig
 from hpcnmt.training.run_folder import replace_file
-from hpcnmt.training.supervise import complete_checkpoints, say
+from hpcnmt.training.say import say
+from hpcnmt.training.supervise import complete_checkpoints
 
 
 def report_divergence(run: Path, error: Diverged) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 
 from hpcnmt.config import from_mapping
 from hpcnmt.reading import read_json
-from hpcnmt.training.checkpoint import BEST, say
+from hpcnmt.training.checkpoint import BEST
 from hpcnmt.training.checkpoint_files import Checkpoint, newest_complete
 from hpcnmt.training.recipe import Recipe
 from hpcnmt.training.run_folder import OF_A_RUN, RunFolder, refuse_existing
@@ -76,7 +76,7 @@ def check_run(run: Path, recipe: Recipe, resume: bool) -> Checkpoint | None:
             raise ValueError(f"found {found[0]} in {run}, but no config.json of a run: this is something else, choose another --run")
         return None
     content = read_json(path, {"model": {str: object}, "context": {"hpcnmt": str}})
-    checkpoint = newest_complete(run, say=say)
+    checkpoint = newest_complete(run)
     if checkpoint is not None:
         _check_same(run, recipe, content)
     return checkpoint

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import re
 import signal
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from hpcnmt.training.exits import DIVERGED, FAILED, FINISHED, SAVED, SIGNAL, USER_ERROR
+from hpcnmt.training.say import say
 
 Start = Callable[[list[str]], int]
 """Trains with these additional arguments and returns the exit code."""
@@ -76,11 +76,6 @@ def supervise(
         say(f"ended with {meaning(code)}; restarting {origin}{when}{said}")
         if pause(wait_s):
             return SAVED
-
-
-def say(message: str) -> None:
-    sys.stderr.write(f"hpcnmt: {message}\n")
-    sys.stderr.flush()
 
 
 def meaning(code: int) -> str:
