@@ -42,7 +42,7 @@ def test_preempted_trainings_go_on(slurm: Cluster) -> None:
     grace.interrupted()
     het.interrupted()
     slurm.wait_state(high, "COMPLETED", deadline_s=240)
-    assert grace.went_on() == het.went_on() == 1
+    assert grace.went_on() >= 1 and het.went_on() >= 1  # more often where the small job had to wait for the nodes
     assert "caught USR1" in grace.log.read_text()
     hosts = status_hosts(het.run)
     assert {hosts["worker-0"], hosts["worker-1"]} == {"g1", "g2"} and hosts["shard-0"] in ("c1", "c2"), hosts
