@@ -30,13 +30,13 @@ from hpcnmt.distributed.shard_state import ShardState
 from hpcnmt.distributed.worker import BatchCounts, WorkerLoop
 from hpcnmt.optim.local import LocalOptimizer
 from hpcnmt.training.checkpoint import Committer, Saver, mark_failed, random_state, restore_random_state
-from hpcnmt.training.checkpoint_files import Checkpoint, open_checkpoint, part_folder, remove_temporary
+from hpcnmt.training.checkpoint_files import Checkpoint, part_folder, remove_temporary
 from hpcnmt.training.divergence import LossMonitor
 from hpcnmt.training.exits import FAILED, FINISHED, SAVED
 from hpcnmt.training.journal import Journal
 from hpcnmt.training.recipe import Recipe
 from hpcnmt.training.record import RecordFormat, recording
-from hpcnmt.training.resume import Resumed, check_run, readable
+from hpcnmt.training.resume import Resumed, common_checkpoint, readable
 from hpcnmt.training.setup import Trainee, check_sizes, choose_device
 from hpcnmt.training.signals import EndRequest
 from hpcnmt.training.status import Counters, RankReport, rank_report, shard_counters
@@ -56,7 +56,7 @@ def run_rank(recipe: Recipe, data: Path, run: Path, workers: int, shards: int, r
         neighbours = ranks_of_this_host()
         if rank == 0:
             check_sizes(recipe, data, workers, shards)
-        checkpoint = _common_checkpoint(run, recipe, resume)
+        checkpoint = _common_checkpoint(run, recipe, resume, f"{role}-{index}", workers)
         if checkpoint is not None and recipe.training.record and len(checkpoint.names) != workers + shards:
             raise ValueError(
                 f"found training.record=true and {workers} workers + {shards} shards, expected those of the record of {run}: "
@@ -87,14 +87,16 @@ def run_rank(recipe: Recipe, data: Path, run: Path, workers: int, shards: int, r
     return code
 
 
-def _common_checkpoint(run: Path, recipe: Recipe, resume: bool) -> Checkpoint | None:
-    """The checkpoint that rank 0 has found; the others wait for it here, or are ended with rank 0 by what it raises."""
-    number = 0
-    if MPI.COMM_WORLD.rank == 0:
-        found = check_run(run, recipe, resume)
-        number = found.number if found else 0
-    number = MPI.COMM_WORLD.bcast(number)
-    return open_checkpoint(run, number) if number else None
+def _common_checkpoint(run: Path, recipe: Recipe, resume: bool, name: str, workers: int) -> Checkpoint | None:
+    """What all ranks go on from, with the parts that the rank `name` needs: a shard those of all shards, of which its slice is cut."""
+
+    def needed(checkpoint: Checkpoint) -> list[str]:
+        if name.startswith("shard-"):
+            return [part for part in checkpoint.names if part.startswith("shard-")]
+        return [name] if sum(part.startswith("worker-") for part in checkpoint.names) == workers else []
+
+    world = MPI.COMM_WORLD
+    return common_checkpoint(run, recipe, resume, world.rank, world.bcast, lambda well: world.allreduce(well, MPI.LAND), needed)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -185,9 +185,8 @@ def _link(file: Path, place: Path, parts: Mapping[str, str]) -> str:
 
 def _prune(run: Path, number: int, keep: int) -> None:
     """Removes what is older than the `keep` newest checkpoints up to `number`, and what was never completed."""
-    numbers = [found for found in _numbers(run) if found <= number]
-    complete = [found for found in numbers if (checkpoints_folder(run) / _name(found) / COMPLETE).is_file()]
-    for old in set(numbers) - set(complete[: max(keep, 1)]):
+    kept = [found for found in complete_numbers(run) if found <= number][: max(keep, 1)]
+    for old in {found for found in _numbers(run) if found <= number}.difference(kept):
         _remove(checkpoints_folder(run) / _name(old))
     for folder in checkpoints_folder(run).glob(".cut-*.part"):
         match = _FOLDER.fullmatch(folder.name[1:-5])
@@ -201,6 +200,11 @@ def _numbers(run: Path) -> list[int]:
     names = [path.name for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
     found = [int(match[1]) for name in names if (match := _FOLDER.fullmatch(name))]
     return sorted((number for number in found if _name(number) in names), reverse=True)
+
+
+def complete_numbers(run: Path) -> list[int]:
+    """Numbers of the complete checkpoints of `run`, newest first; nothing in them is looked at."""
+    return [number for number in _numbers(run) if (checkpoints_folder(run) / _name(number) / COMPLETE).is_file()]
 
 
 def _remove(folder: Path) -> None:
@@ -251,6 +255,7 @@ class Checkpoint:
         self.number: int = content["number"]
         self.words: int = content["words"]
         """Global target words at the cut."""
+        self._loaded: dict[str, Part] = {}
         self._parts: dict[str, str] = content["parts"]
         self._linked: dict[str, str] = content["linked"]
         if _name(self.number) != folder.name:
@@ -271,8 +276,14 @@ class Checkpoint:
         facts: dict[str, Any] = self._about(name)["facts"]
         return facts
 
+    def load(self, names: Sequence[str]) -> None:
+        """Reads these parts, each of which the next `read` gives away. Raises ValueError."""
+        self._loaded = {name: self.read(name) for name in names}
+
     def read(self, name: str) -> Part:
         """Part `name`, every tensor checked for shape, type and checksum, in memory of its own. Raises ValueError."""
+        if name in self._loaded:
+            return self._loaded.pop(name)
         about, path = self._about(name), self.folder / f"{name}.safetensors"
         try:
             _read_ahead(path)
@@ -335,17 +346,20 @@ def open_checkpoint(run: Path, number: int) -> Checkpoint:
     return Checkpoint(checkpoints_folder(run) / _name(number))
 
 
-def newest_complete(run: Path, below_words: int | None = None, say: Callable[[str], None] = say) -> Checkpoint | None:
-    """The newest checkpoint of `run` that is complete (with fewer than `below_words` words); `say` hears of each that is damaged."""
-    for number in _numbers(run):
-        folder = checkpoints_folder(run) / _name(number)
-        if not (folder / COMPLETE).exists():
-            continue
+def complete_checkpoints(run: Path, say: Callable[[str], None] = say) -> Iterator[Checkpoint]:
+    """The complete checkpoints of `run`, newest first; `say` hears of each that is damaged and left out."""
+    for number in complete_numbers(run):
         try:
-            checkpoint = Checkpoint(folder)
+            yield open_checkpoint(run, number)
         except (ValueError, OSError) as error:
-            say(f"passed over {folder}: {' '.join(str(error).split())}")
-            continue
-        if below_words is None or checkpoint.words < below_words:
-            return checkpoint
-    return None
+            say(passed_over(run, number, error))
+
+
+def newest_complete(run: Path, say: Callable[[str], None] = say) -> Checkpoint | None:
+    """The newest of `complete_checkpoints`."""
+    return next(complete_checkpoints(run, say), None)
+
+
+def passed_over(run: Path, number: int, error: Exception) -> str:
+    """What is said of checkpoint `number` that cannot be used."""
+    return f"passed over {checkpoints_folder(run) / _name(number)}: {' '.join(str(error).split())}"

@@ -8,15 +8,14 @@ so that a run which is started again later goes on with the lowered options. Use
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 from hpcnmt.optim.window import Diverged
+from hpcnmt.training.checkpoint_files import complete_checkpoints, remove_newer
 from hpcnmt.training.divergence import DivergenceConfig
 from hpcnmt.training.run_folder import replace_file
 from hpcnmt.training.say import say
-from hpcnmt.training.supervise import complete_checkpoints
 
 
 def report_divergence(run: Path, error: Diverged) -> str:
@@ -27,15 +26,10 @@ def report_divergence(run: Path, error: Diverged) -> str:
 
 
 class FallBack:
-    """The falls back of one run.
+    """The falls back of one run; `settings_of`: --set arguments after so many falls."""
 
-    `words_of`: global target words that a complete checkpoint stands on. `settings_of`: --set arguments after so many falls.
-    """
-
-    def __init__(
-        self, run: Path, config: DivergenceConfig, words_of: Callable[[Path], int], settings_of: Callable[[int], list[str]]
-    ) -> None:  # fmt: skip
-        self.run, self.config, self.words_of, self.settings_of = run, config, words_of, settings_of
+    def __init__(self, run: Path, config: DivergenceConfig, settings_of: Callable[[int], list[str]]) -> None:
+        self.run, self.config, self.settings_of = run, config, settings_of
 
     @property
     def falls(self) -> int:
@@ -59,28 +53,17 @@ class FallBack:
             )
             return None
         began_words = _began_words(self.run / "diverged.json")
-        kept = ""
-        for checkpoint in reversed(complete_checkpoints(self.run)):
-            if began_words is None or self.words_of(checkpoint) <= began_words:
-                kept = checkpoint.name
-                break
-            _remove(checkpoint)
+        sound = (found for found in complete_checkpoints(self.run) if began_words is None or found.words <= began_words)
+        kept = next((found.number for found in sound), 0)
+        remove_newer(self.run, kept)
         settings = self.settings_of(number)
         if (self.run / "diverged.json").is_file():
             (self.run / "diverged.json").replace(self.run / f"diverged-{number}.json")
         else:
             replace_file(self.run / f"diverged-{number}.json", json.dumps({"began_words": began_words, "reason": "unknown"}) + "\n")
-        said = ", ".join(settings[1::2])
-        say(f"training has diverged; falls back to {kept or 'the beginning'} with {said} ({number} of {self.config.fall_backs})")
+        said, origin = ", ".join(settings[1::2]), f"checkpoint {kept}" if kept else "the beginning"
+        say(f"training has diverged; falls back to {origin} with {said} ({number} of {self.config.fall_backs})")
         return settings
-
-
-def _remove(checkpoint: Path) -> None:
-    """By a rename first: what is half removed is no checkpoint any more."""
-    doomed = checkpoint.with_name(f".{checkpoint.name}.diverged")
-    shutil.rmtree(doomed, ignore_errors=True)
-    checkpoint.rename(doomed)
-    shutil.rmtree(doomed, ignore_errors=True)
 
 
 def _began_words(path: Path) -> int | None:
@@ -89,12 +72,3 @@ def _began_words(path: Path) -> int | None:
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return words if type(words) is int else None
-
-
-def checkpoint_words(checkpoint: Path) -> int:
-    """Global target words of a complete checkpoint; 0 where its COMPLETE does not say, so that nothing is removed in doubt."""
-    try:
-        words = json.loads((checkpoint / "COMPLETE").read_text("utf-8"))["content"]["words"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return 0
-    return words if type(words) is int else 0

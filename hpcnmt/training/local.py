@@ -21,9 +21,9 @@ from hpcnmt.training.checkpoint_files import Checkpoint, remove_temporary
 from hpcnmt.training.divergence import LossMonitor
 from hpcnmt.training.exits import FINISHED
 from hpcnmt.training.journal import Journal
-from hpcnmt.training.process_state import ProcessState
+from hpcnmt.training.process_state import ProcessState, needed_parts
 from hpcnmt.training.recipe import Recipe
-from hpcnmt.training.resume import Resumed, check_run, readable
+from hpcnmt.training.resume import Resumed, common_checkpoint, readable
 from hpcnmt.training.setup import Trainee, choose_device
 from hpcnmt.training.signals import EndRequest
 from hpcnmt.training.status import RankReport, rank_report, shard_counters
@@ -52,7 +52,8 @@ def train_plain(recipe: Recipe, data: Path, run: Path, resume: bool = False) -> 
     """tau batches, one update, in this process: the same model, batches, clipping and update rule as the engine's; the exit code."""
     with EndRequest(recipe.checkpoint.before_limit_s, asks_squeue=True) as request:
         with rank_report(run, Activity(trace=recipe.training.trace), resumes=resume) as report:
-            return _train_plain(recipe, data, run, report, request, check_run(run, recipe, resume))
+            checkpoint = common_checkpoint(run, recipe, resume, 0, int, bool, lambda found: needed_parts(found, 0, 1))
+            return _train_plain(recipe, data, run, report, request, checkpoint)
 
 
 def _train_plain(recipe: Recipe, data: Path, run: Path, report: RankReport, request: EndRequest, checkpoint: Checkpoint | None) -> int:

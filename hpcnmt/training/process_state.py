@@ -22,6 +22,12 @@ from hpcnmt.training.exits import FAILED, SAVED
 from hpcnmt.training.journal import Journal
 
 
+def needed_parts(checkpoint: Checkpoint, rank: int, world: int) -> list[str]:
+    """What a rank goes on from: the part of rank 0, and its own where there were as many ranks."""
+    own = [f"worker-{rank}"] if rank and len(checkpoint.names) == world else []
+    return ["worker-0", *own]
+
+
 class ProcessState:
     """What rank `rank` of `world` saves of `parameters` [parameters] and `update`."""
 

@@ -1,12 +1,13 @@
 """Going on with a run from its newest complete checkpoint: what may have changed since, and what every rank begins with.
 
-Called by the command (before ranks start), and by rank 0 of a run, which alone decides on the checkpoint; the others are told its number.
-Invariant: nothing is changed in the run folder before all checks have passed.
+`check_run` is called by the command, before ranks start; `common_checkpoint` by every rank: rank 0 proposes a checkpoint, and all of them
+take it or pass it over together. Invariants: nothing is changed in the run folder before all checks have passed; what rank 0 has looked at
+stays as it is, because it holds the folder from then on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,9 +16,17 @@ from typing import Any
 from hpcnmt.config import from_mapping
 from hpcnmt.reading import read_json
 from hpcnmt.training.checkpoint import BEST
-from hpcnmt.training.checkpoint_files import Checkpoint, newest_complete
+from hpcnmt.training.checkpoint_files import (
+    Checkpoint,
+    checkpoints_folder,
+    complete_checkpoints,
+    complete_numbers,
+    open_checkpoint,
+    passed_over,
+)
 from hpcnmt.training.recipe import Recipe
 from hpcnmt.training.run_folder import OF_A_RUN, RunFolder, refuse_existing
+from hpcnmt.training.say import say
 
 MAY_CHANGE = (
     "training.max_target_words", "training.threads", "training.device", "training.trace", "training.ring_slots", "training.record",
@@ -66,8 +75,11 @@ def is_finished(run: Path) -> bool:
     return any(record["kind"] == "end" for record in RunFolder(run).records())
 
 
-def check_run(run: Path, recipe: Recipe, resume: bool) -> Checkpoint | None:
-    """The checkpoint that a training into `run` goes on from, None to begin. Raises ValueError for an existing run that it does not fit."""
+def check_run(run: Path, recipe: Recipe, resume: bool, before: int | None = None) -> Checkpoint | None:
+    """The checkpoint that a training into `run` goes on from (an older one than number `before`), None to begin.
+
+    Raises ValueError for an existing run that it does not fit, and where no checkpoint can be read: a run is not begun anew for that.
+    """
     if not resume:
         refuse_existing(run)
     path = run / "config.json"
@@ -76,10 +88,45 @@ def check_run(run: Path, recipe: Recipe, resume: bool) -> Checkpoint | None:
             raise ValueError(f"found {found[0]} in {run}, but no config.json of a run: this is something else, choose another --run")
         return None
     content = read_json(path, {"model": {str: object}, "context": {"hpcnmt": str}})
-    checkpoint = newest_complete(run)
-    if checkpoint is not None:
-        _check_same(run, recipe, content)
-    return checkpoint
+    for checkpoint in complete_checkpoints(run):
+        if before is None or checkpoint.number < before:
+            _check_same(run, recipe, content)
+            return checkpoint
+    if complete_numbers(run):
+        folder = checkpoints_folder(run)
+        raise ValueError(f"found no checkpoint in {folder} that can be read, see above: bring one back, or remove it to begin anew")
+    return None
+
+
+def common_checkpoint(
+    run: Path, recipe: Recipe, resume: bool, rank: int, share: Callable[[int], int], all_of_us: Callable[[bool], bool],
+    needed: Callable[[Checkpoint], Sequence[str]],
+) -> Checkpoint | None:  # fmt: skip
+    """The newest checkpoint of which every rank can read the parts it has `needed`, with these already read; None to begin.
+
+    `share` gives all ranks the number that rank 0 has, `all_of_us` whether every rank says yes. Raises what `check_run` raises, on rank 0;
+    the others wait in `share` until they are ended with it.
+    """
+    if rank == 0 and resume and run.is_dir():
+        RunFolder(run).hold()
+    before = None
+    while True:
+        found = check_run(run, recipe, resume, before) if rank == 0 else None
+        number = share(found.number if found else 0)
+        if not number:
+            return None
+        whole = False
+        try:
+            checkpoint = open_checkpoint(run, number)
+            checkpoint.load(needed(checkpoint))
+            if rank == 0:
+                checkpoint.linked(BEST)
+            whole = True
+        except ValueError as error:
+            say(passed_over(run, number, error))
+        if all_of_us(whole):
+            return checkpoint
+        before = number
 
 
 @contextmanager

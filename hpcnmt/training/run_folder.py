@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, ClassVar
 
 import torch
 from safetensors import SafetensorError
@@ -69,20 +69,27 @@ def rank_files(run: Path, kind: str) -> list[Path]:
 class RunFolder:
     """Files of one run."""
 
+    _held: ClassVar[dict[tuple[int, int], IO[bytes]]] = {}
+    """Locks of this process by device and number of the file: held until it ends."""
+
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._lock: IO[bytes] | None = None
 
     def hold(self, wait_s: float = LOCK_WAIT_S) -> None:
-        """Makes this process the only one that trains into the folder, until it ends, however it ends.
+        """Makes this process the only one that trains into the folder, until it ends, however it ends. May be called again.
 
         After a failed node an older job may still be running, unseen by Slurm. Raises ValueError when it does not end within `wait_s`.
         """
         file, begin = (self.path / ".lock").open("ab"), time.monotonic()
+        about = os.fstat(file.fileno())
+        place = about.st_dev, about.st_ino
+        if place in self._held:
+            file.close()
+            return
         while True:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                self._lock = file
+                self._held[place] = file
                 return
             except BlockingIOError:
                 if time.monotonic() - begin > wait_s:

@@ -13,7 +13,7 @@ from pathlib import Path
 from hpcnmt.config import load_recipe, override
 from hpcnmt.doctor import launched_size
 from hpcnmt.training.divergence import lowered
-from hpcnmt.training.fall_back import FallBack, checkpoint_words
+from hpcnmt.training.fall_back import FallBack
 from hpcnmt.training.job import Forwarder, run_job
 from hpcnmt.training.launch import is_launched, start_ranks
 from hpcnmt.training.parent import is_ours
@@ -54,7 +54,7 @@ def start_local(arguments: argparse.Namespace, recipe: Recipe, ranks: int) -> in
 
         if not arguments.supervise:
             return start([])
-        fall_back = FallBack(run, recipe.divergence, checkpoint_words, lambda falls: settings_after(arguments, recipe, falls))
+        fall_back = FallBack(run, recipe.divergence, lambda falls: settings_after(arguments, recipe, falls))
         restarts = 3 if arguments.restarts is None else arguments.restarts
         back_off_s = 1.0 if arguments.back_off is None else arguments.back_off
         return supervise(

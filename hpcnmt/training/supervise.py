@@ -2,43 +2,28 @@
 
 Invariants: codes 0 (finished), 2 (user error) and 75 (saved) end, and so does every code after a signal to the launcher; failures in a row
 count only without progress, which is a newer complete checkpoint than at the last start; code 3 (diverged) falls back to a checkpoint
-from before it began, with a smaller learning rate and delay (divergence.py). Knows folder names of checkpoints, not what they hold, and
-nothing of processes: `start` is injected. Called by start.py for `hpcnmt train --supervise`.
+from before it began, with a smaller learning rate and delay (divergence.py). Knows nothing of processes: `start` is injected. Called by
+start.py for `hpcnmt train --supervise`.
 """
 
 from __future__ import annotations
 
-import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
 
+from hpcnmt.training.checkpoint_files import complete_numbers
 from hpcnmt.training.exits import DIVERGED, FAILED, FINISHED, SAVED, SIGNAL, USER_ERROR
 from hpcnmt.training.say import say
 
 Start = Callable[[list[str]], int]
 """Trains with these additional arguments and returns the exit code."""
 LONGEST_BACK_OFF_S = 60.0
-CHECKPOINT = re.compile(r"cut-[0-9]{8,}")
 
 
-def complete_checkpoints(run: Path) -> list[Path]:
-    """Folders of the complete checkpoints of `run`, the oldest first."""
-    try:
-        found = [path for path in (run / "checkpoints").iterdir() if CHECKPOINT.fullmatch(path.name) and (path / "COMPLETE").is_file()]
-    except OSError:
-        return []
-    return sorted(found, key=lambda path: int(path.name.partition("-")[2]))
-
-
-def newest_checkpoint(run: Path) -> str:
-    """Name of the newest complete checkpoint; "" without any."""
-    return "".join(path.name for path in complete_checkpoints(run)[-1:])
-
-
-def is_newer(name: str, other: str) -> bool:
-    """Whether checkpoint `name` is of a later cut than `other`; "" is older than all."""
-    return bool(name) and (not other or int(name.partition("-")[2]) > int(other.partition("-")[2]))
+def newest_number(run: Path) -> int:
+    """Number of the newest complete checkpoint; 0 without any."""
+    return max(complete_numbers(run), default=0)
 
 
 def supervise(
@@ -53,11 +38,11 @@ def supervise(
     """
     arguments, fruitless = list(settings or []), 0
     while True:
-        before = newest_checkpoint(run)
+        before = newest_number(run)
         code = start((["--resume"] if resumes else []) + arguments)
         if code in (FINISHED, USER_ERROR, SAVED) or interrupted():
             return code
-        newest = newest_checkpoint(run)
+        newest = newest_number(run)
         resumes = True
         if code == DIVERGED:
             lowered = fall_back()
@@ -65,7 +50,7 @@ def supervise(
                 return code
             arguments = lowered
             continue
-        fruitless = 0 if is_newer(newest, before) else fruitless + 1
+        fruitless = 0 if newest > before else fruitless + 1
         if fruitless >= restarts:
             say(f"ended with {meaning(code)}, {fruitless} times in a row without a new checkpoint: gives up; {advice(code, run)}")
             return code

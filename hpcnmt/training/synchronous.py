@@ -24,13 +24,13 @@ from hpcnmt.distributed.worker import BatchCounts
 from hpcnmt.optim.flat import FlatParameters
 from hpcnmt.optim.update import Update
 from hpcnmt.optim.window import GradientWindow
-from hpcnmt.training.checkpoint_files import Checkpoint, open_checkpoint, remove_temporary
+from hpcnmt.training.checkpoint_files import Checkpoint, remove_temporary
 from hpcnmt.training.divergence import LossMonitor
 from hpcnmt.training.exits import FINISHED
 from hpcnmt.training.local import end_run
-from hpcnmt.training.process_state import ProcessState
+from hpcnmt.training.process_state import ProcessState, needed_parts
 from hpcnmt.training.recipe import Recipe
-from hpcnmt.training.resume import Resumed, check_run, readable
+from hpcnmt.training.resume import Resumed, common_checkpoint, readable
 from hpcnmt.training.setup import Trainee, choose_device
 from hpcnmt.training.signals import EndRequest
 from hpcnmt.training.status import RankReport, rank_report
@@ -89,13 +89,20 @@ def run_rank(recipe: Recipe, data: Path, run: Path, workers: int, resume: bool =
 
 
 def _common_checkpoint(collective: Collective, run: Path, recipe: Recipe, resume: bool) -> Checkpoint | None:
-    """The checkpoint that rank 0 has found; the others wait for it here, or are ended with rank 0 by what it raises."""
-    number = torch.zeros(1, dtype=torch.float64)
-    if collective.rank == 0:
-        found = check_run(run, recipe, resume)
-        number[0] = found.number if found else 0
-    collective.broadcast(number)
-    return open_checkpoint(run, int(number)) if number else None
+    """What all ranks go on from, with the parts that this one needs."""
+
+    def share(number: int) -> int:
+        shared = torch.tensor([number], dtype=torch.float64)
+        collective.broadcast(shared)
+        return int(shared)
+
+    def all_of_us(well: bool) -> bool:
+        refused = torch.tensor([0.0 if well else 1.0])
+        collective.finish(collective.start_sum(refused, "refused"))
+        return not refused
+
+    needed = partial(needed_parts, rank=collective.rank, world=collective.size)
+    return common_checkpoint(run, recipe, resume, collective.rank, share, all_of_us, needed)
 
 
 def _train(

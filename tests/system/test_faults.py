@@ -5,8 +5,8 @@
 | SIGKILL of a shard, no --supervise | code 137, no process and no temporary file left, checkpoints readable |
 | then other numbers of workers and shards | goes on from the newest checkpoint and finishes; the data are dealt to the new workers |
 | full disk under `checkpoints` | one line for each part and each checkpoint, training goes on, code 0, nothing half-written |
-| newest checkpoint damaged (a byte of a part's .json) | passed over with one line, the one before it is taken |
-| newest checkpoint damaged (a byte of a tensor) | refused in one line that names file and tensor, code 2 |
+| newest checkpoint damaged (a byte of a part's .json, of a tensor) | passed over in one line, the one before it is taken |
+| every checkpoint damaged | refused, code 2; the run is not begun anew |
 | resumed with another model, with a record, in virtual mode, with other data | refused in one line, code 2; the folder stays as it was |
 | two processes in one run folder | the second is refused; when the first is killed, another may begin |
 
@@ -154,11 +154,12 @@ def test_a_full_disk_costs_checkpoints_only(folder: Path) -> None:
     assert failed <= set(given_up) and len(given_up) == len(set(given_up))  # told once, beside one line for each part
 
 
-def test_a_damaged_newest_checkpoint_is_passed_over(folder: Path, killed: Path) -> None:
-    run = copy_of(killed, "damaged")
+@pytest.mark.parametrize(("name", "at"), [("worker-0.json", 50), ("shard-1.safetensors", -3)])
+def test_a_damaged_newest_checkpoint_is_passed_over(folder: Path, killed: Path, name: str, at: int) -> None:
+    run = copy_of(killed, f"damaged-{name}")
     older, damaged = newest(run)
-    flip(damaged / "worker-0.json", 50)
-    done = resume(folder, "damaged", 3, 2, f"training.max_target_words={Checkpoint(older).words + 2000}")
+    flip(damaged / name, at)
+    done = resume(folder, run.name, 3, 2, f"training.max_target_words={Checkpoint(older).words + 2000}")
     assert done.returncode == 0, done.stderr
     said = [line for line in done.stderr.splitlines() if "passed over" in line]
     assert said and all(str(damaged) in line and "checksum" in line for line in said)
@@ -168,14 +169,16 @@ def test_a_damaged_newest_checkpoint_is_passed_over(folder: Path, killed: Path) 
     best.check()
 
 
-def test_a_damaged_tensor_is_refused_in_one_line(folder: Path, killed: Path) -> None:
-    run = copy_of(killed, "tensor")
+def test_without_a_readable_checkpoint_a_run_is_refused(folder: Path, killed: Path) -> None:
+    run = copy_of(killed, "all-damaged")
     before = (run / "metrics.jsonl").read_bytes()
-    flip(newest(run)[-1] / "shard-1.safetensors", -3)
-    done = resume(folder, "tensor", 3, 2)
-    said = [line for line in done.stderr.splitlines() if "damaged" in line]
-    assert done.returncode == 2 and said and str(newest(run)[-1] / "shard-1.safetensors") in said[0], done.stderr
-    assert "Traceback" not in done.stderr and (run / "metrics.jsonl").read_bytes().startswith(before)
+    for path in newest(run):
+        flip(path / "worker-2.safetensors", -3)
+    done = resume(folder, "all-damaged", 3, 2)
+    said = [line for line in done.stderr.splitlines() if "passed over" in line]
+    assert done.returncode == 2 and len(said) == 2 and all("worker-2.safetensors" in line for line in said), done.stderr
+    assert "found no checkpoint in" in done.stderr
+    assert "Traceback" not in done.stderr and (run / "metrics.jsonl").read_bytes() == before
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,8 @@ from hpcnmt.training.checkpoint_files import (
     Part,
     checkpoints_folder,
     commit,
+    complete_checkpoints,
+    complete_numbers,
     discard,
     is_whole,
     newest_complete,
@@ -83,14 +85,13 @@ def test_round_trip(tmp_path: Path) -> None:
         checkpoint.read("worker-1")
 
 
-def test_keeps_the_newest_and_finds_by_words(tmp_path: Path) -> None:
+def test_keeps_the_newest_and_goes_back_to_an_older_one(tmp_path: Path) -> None:
     write_part(part_folder(tmp_path, 1), "worker-0", make_part(0.0))
     for number in (2, 3, 4):
         save(tmp_path, number, number * 10.0)
     folder = checkpoints_folder(tmp_path)
     assert sorted(p.name for p in folder.iterdir()) == ["cut-00000003", "cut-00000004"]
-    before = newest_complete(tmp_path, below_words=40)
-    assert before is not None and before.number == 3 and newest_complete(tmp_path, below_words=30) is None
+    assert [found.number for found in complete_checkpoints(tmp_path)] == complete_numbers(tmp_path) == [4, 3]
     remove_newer(tmp_path, 3)
     assert newest(tmp_path).number == 3
     write_part(part_folder(tmp_path, 9), "worker-0", make_part(0.0))

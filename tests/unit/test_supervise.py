@@ -6,18 +6,21 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from hpcnmt.optim.window import Diverged
+from hpcnmt.training.checkpoint_files import Part, checkpoints_folder, commit, complete_numbers, part_folder, write_part
 from hpcnmt.training.divergence import DivergenceConfig, LossMonitor, lowered
-from hpcnmt.training.fall_back import FallBack, checkpoint_words, report_divergence
-from hpcnmt.training.supervise import complete_checkpoints, newest_checkpoint, supervise
+from hpcnmt.training.fall_back import FallBack, report_divergence
+from hpcnmt.training.supervise import supervise
 
 
 def checkpoint(run: Path, number: int, words: int = 0, complete: bool = True) -> None:
-    folder = run / "checkpoints" / f"cut-{number:08d}"
-    folder.mkdir(parents=True)
     if complete:
-        (folder / "COMPLETE").write_text(json.dumps({"content": {"words": words}}))
+        write_part(part_folder(run, number), "worker-0", Part({"parameters": torch.zeros(2)}, {}))
+        commit(run, number, ["worker-0"], keep=9, words=words)
+    else:
+        (checkpoints_folder(run) / f"cut-{number:08d}").mkdir()
 
 
 class Script:
@@ -57,7 +60,7 @@ def test_failures_without_progress_wait_longer_and_end(tmp_path: Path, capsys: p
     assert script.supervise(restarts=5, back_off_s=30.0) == 137
     assert script.waits == [30, 60, 60, 60] and script.arguments == [[]] + [["--resume"]] * 4
     lines = capsys.readouterr().err.splitlines()
-    said = "hpcnmt: ended with code 137 (killed by SIGKILL); restarting from checkpoint cut-00000012 in 30 s (1 of 5 without progress)"
+    said = "hpcnmt: ended with code 137 (killed by SIGKILL); restarting from checkpoint 12 in 30 s (1 of 5 without progress)"
     assert lines[0] == said and "gives up" in lines[-1] and "out-of-memory" in lines[-1] and len(lines) == 5
 
 
@@ -81,13 +84,13 @@ def test_a_divergence_falls_back_with_lowered_options_at_most_so_often(tmp_path:
     def settings(falls: int) -> list[str]:
         return [w for k, v in lowered(config, 0.008, 4, falls).items() for w in ("--set", f"{k}={v}")]
 
-    fall_back = FallBack(tmp_path, config, checkpoint_words, settings)
+    fall_back = FallBack(tmp_path, config, settings)
     for number, words in ((1, 1000), (2, 2000), (3, 3000)):
         checkpoint(tmp_path, number, words)
     report_divergence(tmp_path, Diverged("nan", 2500))
     script = Script(tmp_path, (3, 0), (3, 0), (137, 0), (3, 0))
     code = supervise(script.start, tmp_path, 3, 0.0, script.pause, lambda: False, fall_back)
-    assert code == 3 and [path.name for path in complete_checkpoints(tmp_path)] == ["cut-00000001", "cut-00000002"]
+    assert code == 3 and complete_numbers(tmp_path) == [2, 1]
     once = ("--set", "schedule.learning_rate=0.004", "--set", "worker.delay=2")
     twice = ("--set", "schedule.learning_rate=0.002", "--set", "worker.delay=1")
     assert script.arguments == [[], ["--resume", *once], ["--resume", *twice], ["--resume", *twice]]
@@ -101,8 +104,8 @@ def test_a_divergence_falls_back_with_lowered_options_at_most_so_often(tmp_path:
 def test_without_a_checkpoint_from_before_it_a_fall_back_begins_anew(tmp_path: Path) -> None:
     checkpoint(tmp_path, 5, 3000)
     report_divergence(tmp_path, Diverged("loss", 2500))
-    assert FallBack(tmp_path, DivergenceConfig(), checkpoint_words, lambda falls: ["--set", f"a={falls}"])() == ["--set", "a=1"]
-    assert newest_checkpoint(tmp_path) == ""
+    assert FallBack(tmp_path, DivergenceConfig(), lambda falls: ["--set", f"a={falls}"])() == ["--set", "a=1"]
+    assert complete_numbers(tmp_path) == []
 
 
 def feed(monitor: LossMonitor, losses: list[float], words: int = 0) -> int:
