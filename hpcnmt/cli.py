@@ -1,27 +1,23 @@
 """The console command `hpcnmt`: its arguments, and one small function for each command.
 
-User errors (ValueError, and OSError: a folder that is not writable, a full disk) end with one line and exit code 2. On an MPI rank any
-error ends the whole job: a user error with one line, anything else with its traceback. Heavy imports stay inside the commands, so
-that --help is quick.
+User errors (ValueError, and OSError: a folder that is not writable, a full disk) end with one line and exit code 2; what comes of errors
+while a model is trained is said in training/command.py. Heavy imports stay inside the commands, so that --help is quick.
 """
 
 from __future__ import annotations
 
 import argparse
 import io
-import os
 import sys
-import time
-import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from hpcnmt.slurm_script import add_arguments as add_slurm_arguments
 from hpcnmt.slurm_script import write_job_script
-
-if TYPE_CHECKING:
-    from hpcnmt.training.recipe import Recipe
+from hpcnmt.training.command import add_arguments as add_train_arguments
+from hpcnmt.training.command import train
+from hpcnmt.training.exits import USER_ERROR
+from hpcnmt.training.say import one_line, say
 
 EXAMPLES = """examples:
   hpcnmt sample-corpus --out text
@@ -45,13 +41,6 @@ examples:
   hpcnmt advise --run run1
   hpcnmt advise --pick --workers 4 --network-gbit 1
 """
-USER_ERROR = 2
-LONGEST_ERROR = 1000
-"""Characters of a message to the user."""
-RANK_ZERO_FIRST_S = 1.0
-"""Seconds the other ranks leave to rank 0, so that an error which all of them find is told once."""
-TO_BE_HEARD_S = 0.5
-"""Between the message and the end of the job: a launcher that kills its ranks at once can lose what it has not yet passed on."""
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -62,15 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _data_commands(commands)
     train = commands.add_parser("train", help="train; starts local ranks itself, or takes its place under mpiexec / srun / torchrun")
-    train.add_argument("recipe", help="name of a shipped recipe, or a YAML file")
-    train.add_argument("--data", type=Path, required=True, help="folder of hpcnmt prepare")
-    train.add_argument("--run", type=Path, required=True, help="new folder for this run")
-    train.add_argument("--workers", type=int, help="default 2; not in mode plain")
-    train.add_argument("--shards", type=int, help="default 1; not in modes plain and sync")
-    train.add_argument("--resume", action="store_true", help="go on from the newest checkpoint of RUN; begin where there is none")
-    train.add_argument("--set", action="append", default=[], metavar="SECTION.OPTION=VALUE", help="change an option of the recipe")
-    train.add_argument("--trace", action="store_true", help="write what every rank does when to RUN/trace (training.trace=true)")
-    _supervision(train)
+    add_train_arguments(train)
     _inference_commands(commands)
     _run_commands(commands)
     _replay_command(commands)
@@ -82,14 +63,6 @@ def _parser() -> argparse.ArgumentParser:
     doctor = commands.add_parser("doctor", help="check MPI, launcher, devices and versions; says what to fix")
     doctor.add_argument("--json", action="store_true")
     return parser
-
-
-def _supervision(train: argparse.ArgumentParser) -> None:
-    train.add_argument("--supervise", action="store_true", help="start local ranks again from the newest checkpoint when they fail")
-    train.add_argument("--restarts", type=int, metavar="N",
-                       help="failures in a row without a new checkpoint after which --supervise gives up (default 3)")  # fmt: skip
-    train.add_argument("--back-off", type=float, metavar="SECONDS",
-                       help="wait before a restart, doubled up to 60 while there is no new checkpoint (default 1; 0 = none)")  # fmt: skip
 
 
 def _run_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -194,104 +167,6 @@ def _prepare(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _train(arguments: argparse.Namespace) -> int:
-    from hpcnmt.config import load_recipe, override
-    from hpcnmt.optim.window import Diverged
-    from hpcnmt.training.launch import is_launched
-    from hpcnmt.training.parent import is_ours
-    from hpcnmt.training.recipe import build_recipe
-    from hpcnmt.training.resume import check_run, is_finished
-    from hpcnmt.training.start import check_supervision, start_local
-
-    recipe = build_recipe(override(load_recipe(arguments.recipe), arguments.set + ["training.trace=true"] * arguments.trace))
-    mode = recipe.training.mode
-    check_supervision(arguments, mode)
-    if mode == "plain" and not (arguments.workers is None and arguments.shards is None):
-        raise ValueError("--workers and --shards have no effect with training.mode=plain: remove them")
-    if mode == "sync" and arguments.shards is not None:
-        raise ValueError("--shards has no effect with training.mode=sync, whose workers all hold the parameters: remove it")
-    workers = 1 if mode == "plain" else 2 if arguments.workers is None else arguments.workers
-    shards = 0 if mode == "sync" else 1 if arguments.shards is None else arguments.shards
-    if arguments.resume and mode == "virtual":
-        raise ValueError("--resume has no effect with training.mode=virtual, which makes no checkpoints: remove it and choose a new --run")
-    if arguments.resume and is_finished(arguments.run):
-        sys.stderr.write(f"hpcnmt: the run {arguments.run} is finished already: nothing is left to train\n")
-        return 0
-    if mode in ("async", "sync") and is_launched(mode):
-        return _train_rank(recipe, arguments.data, arguments.run, workers, shards, arguments.resume)
-    check_run(arguments.run, recipe, arguments.resume)
-    if mode in ("async", "sync"):
-        _check_start(recipe, arguments.data, workers, shards)
-        return start_local(arguments, recipe, workers + shards)
-    from hpcnmt.doctor import launched_size
-    from hpcnmt.training.local import train_plain, train_virtual
-    from hpcnmt.training.setup import check_sizes
-
-    check_sizes(recipe, arguments.data, workers, max(shards, 1))
-    if launched := launched_size(os.environ):
-        raise ValueError(f"training.mode={mode} is one process, but the launcher started {launched}: start it without mpiexec or srun")
-    if arguments.supervise and not is_ours():
-        return start_local(arguments, recipe, 0)
-    try:
-        if mode == "plain":
-            return train_plain(recipe, arguments.data, arguments.run, arguments.resume)
-        train_virtual(recipe, arguments.data, arguments.run, workers, shards)
-    except Diverged as error:
-        return _failure(error, arguments.run)
-    return 0
-
-
-def _check_start(recipe: Recipe, data: Path, workers: int, shards: int) -> None:
-    """The checks before local ranks are started."""
-    from hpcnmt.training.setup import check_sizes
-
-    if recipe.training.mode == "sync":
-        from hpcnmt.distributed.collective import check_backend
-
-        check_backend(recipe.sync.backend)
-    check_sizes(recipe, data, workers, max(shards, 1))
-
-
-def _failure(error: BaseException, run: Path) -> int:
-    """Says what went wrong while `run` was trained, a divergence and a user's error in one line; returns the exit code."""
-    from hpcnmt.optim.window import Diverged
-    from hpcnmt.training.exits import DIVERGED, FAILED
-    from hpcnmt.training.fall_back import report_divergence
-
-    if isinstance(error, Diverged):
-        sys.stderr.write(f"hpcnmt: {report_divergence(run, error)}\n")
-        return DIVERGED
-    if isinstance(error, (ValueError, OSError)):
-        sys.stderr.write(f"hpcnmt: {_one_line(error)}\n")
-        return USER_ERROR
-    traceback.print_exception(error)
-    return FAILED
-
-
-def _train_rank(recipe: Recipe, data: Path, run: Path, workers: int, shards: int, resume: bool) -> int:
-    """One rank: any error ends the whole job, because the others would wait for this rank until their deadlines."""
-    from hpcnmt.optim.window import Diverged
-    from hpcnmt.training.launch import abort, end_world, is_first
-
-    try:
-        if recipe.training.mode == "sync":
-            from hpcnmt.training import synchronous
-
-            code = synchronous.run_rank(recipe, data, run, workers, resume)
-        else:
-            from hpcnmt.training import asynchronous
-
-            code = asynchronous.run_rank(recipe, data, run, workers, shards, resume)
-    except BaseException as error:
-        if isinstance(error, (ValueError, OSError, Diverged)):
-            time.sleep(0.0 if is_first(recipe.training.mode) else RANK_ZERO_FIRST_S)
-        code = _failure(error, run)
-        sys.stderr.flush()
-        time.sleep(TO_BE_HEARD_S)
-        return abort(recipe.training.mode, code)
-    return end_world(recipe.training.mode, code)
-
-
 def _translate(arguments: argparse.Namespace) -> int:
     from hpcnmt.inference.beam import BeamConfig
     from hpcnmt.inference.commands import translate
@@ -382,18 +257,10 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
-    "sample-corpus": _sample_corpus, "prepare": _prepare, "train": _train, "translate": _translate,
+    "sample-corpus": _sample_corpus, "prepare": _prepare, "train": train, "translate": _translate,
     "score": _score, "evaluate": _evaluate, "summary": _summary, "status": _status, "trace": _trace, "replay": _replay,
     "report": _report, "advise": _advise, "doctor": _doctor, "slurm": write_job_script,
 }  # fmt: skip
-
-
-def _one_line(error: BaseException) -> str:
-    """What is said of an error: one line, no longer than a person reads, nothing that a terminal would obey."""
-    is_of_file = isinstance(error, OSError) and error.filename is not None
-    text = f"cannot use {error.filename}: {error.strerror}" if is_of_file and isinstance(error, OSError) else str(error)
-    text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(text.split()))
-    return text if len(text) <= LONGEST_ERROR else f"{text[: LONGEST_ERROR - 200]} ... {text[-190:]}"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -413,7 +280,7 @@ def main(argv: list[str] | None = None) -> int:
         sys.stderr.close()
         return 0
     except (ValueError, OSError) as error:
-        sys.stderr.write(f"hpcnmt: {_one_line(error)}\n")
+        say(one_line(error))
         tell_code(USER_ERROR)
         return USER_ERROR
 

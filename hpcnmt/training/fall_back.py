@@ -2,7 +2,7 @@
 
 The rank writes RUN/diverged.json and ends with code 3. `FallBack`, in the supervisor, removes the complete checkpoints that are newer than
 the begin of the divergence, and gives the arguments that lower learning rate and delay. RUN/diverged-N.json remember the N falls back,
-so that a run which is started again later goes on with the lowered options. Used by cli.py and start.py.
+so that a run which is started again later goes on with the lowered options. Used by command.py and start.py.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Who has started this process; the command that starts local ranks, and starting them.
 
-`hpcnmt train` without a launcher runs itself under the mpiexec of its own installation; job.py looks after it. Called by cli.py and
+`hpcnmt train` without a launcher runs itself under the mpiexec of its own installation; job.py looks after it. Called by command.py and
 start.py, and by benchmarks (`local_launcher`).
 """
 

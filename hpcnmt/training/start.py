@@ -1,6 +1,6 @@
 """What `hpcnmt train` does where no launcher has started it: local ranks, or with --supervise one process too, started and watched.
 
-Called by cli.py, after everything that can be checked without ranks.
+Called by command.py, after everything that can be checked without ranks.
 """
 
 from __future__ import annotations

@@ -66,12 +66,12 @@ class Bench:
             self._restore(changed)
 
     def _judge(self, number: int) -> tuple[str, str]:
-        from hpcnmt.cli import _one_line
+        from hpcnmt.training.say import one_line
 
         try:
             self.reader.read(self.folder, number)
         except (ValueError, OSError) as error:
-            message = _one_line(error)
+            message = one_line(error)
             if message and len(message) <= LONGEST_MESSAGE and len(message.splitlines()) == 1 and message.isprintable():
                 return "refused", message
             return f"message of {len(message)} characters, {len(message.splitlines())} lines", message[:300]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 
 from hpcnmt.optim.window import Diverged
 from hpcnmt.training.checkpoint_files import Part, checkpoints_folder, commit, complete_numbers, part_folder, write_part
+from hpcnmt.training.command import failure
 from hpcnmt.training.divergence import DivergenceConfig, LossMonitor, lowered
 from hpcnmt.training.fall_back import FallBack, report_divergence
 from hpcnmt.training.supervise import supervise
@@ -62,6 +64,12 @@ def test_failures_without_progress_wait_longer_and_end(tmp_path: Path, capsys: p
     lines = capsys.readouterr().err.splitlines()
     said = "hpcnmt: ended with code 137 (killed by SIGKILL); restarting from checkpoint 12 in 30 s (1 of 5 without progress)"
     assert lines[0] == said and "gives up" in lines[-1] and "out-of-memory" in lines[-1] and len(lines) == 5
+
+
+def test_a_disk_that_fails_is_tried_again_and_a_wrong_folder_is_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert failure(OSError(errno.ENOSPC, "No space left on device", "metrics.jsonl"), tmp_path) == 1
+    assert failure(PermissionError(errno.EACCES, "Permission denied", "run"), tmp_path) == failure(ValueError("wrong"), tmp_path) == 2
+    assert capsys.readouterr().err.splitlines()[0] == "hpcnmt: cannot use metrics.jsonl: No space left on device"
 
 
 def test_progress_is_a_newer_checkpoint_and_resets_the_count(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
