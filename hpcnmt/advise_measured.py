@@ -1,7 +1,7 @@
 """What `hpcnmt advise --pick` knows: words to the same quality (virtual time) and words per second (simulated compute) of each method.
 
 A copy of figures in benchmarks/results, so that an installed package has them; tests/unit/test_advise_pick.py compares them with those
-files, and every recipe with the policy that was measured. Pure data; used by advise_pick.py.
+files, and every recipe with the policy that was measured. Pure data; used by advise_pick.py and cli.py.
 """
 
 from __future__ import annotations
@@ -49,6 +49,9 @@ MEASURED = (
         Method("synchronous", "multi30k-small-sync", 890574.0, "sync-equivalent"),
     )),
 )  # fmt: skip
+
+MODELS = tuple(dict.fromkeys(measured.model for measured in MEASURED))
+"""Kinds of model of which anything has been measured."""
 
 PARAMETERS, BATCH_S, RATE_WORKERS = 10_000_000, 0.4, 4
 """Of the measured words per second."""

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from hpcnmt.advise_measured import MODELS
 from hpcnmt.slurm_script import add_arguments as add_slurm_arguments
 from hpcnmt.slurm_script import write_job_script
 from hpcnmt.training.command import add_arguments as add_train_arguments
@@ -144,7 +145,7 @@ def _advise_command(commands: argparse._SubParsersAction[argparse.ArgumentParser
     advise.add_argument("--json", action="store_true")
     picked = advise.add_argument_group("with --pick: which of the measured methods reaches the same quality soonest, as a shipped recipe")
     picked.add_argument("--pick", action="store_true", help="needs --workers; says where synchronous training wins, too")
-    picked.add_argument("--model", choices=("transformer", "gru"), help="which kind of model (default transformer)")
+    picked.add_argument("--model", choices=MODELS, help="which kind of model (default transformer)")
     picked.add_argument("--network-gbit", type=float, metavar="X", help="speed of every link (default 1)")
     picked.add_argument("--parameters", type=float, metavar="COUNT", help="of the model (default 1e7, as measured)")
     picked.add_argument("--batch-s", type=float, metavar="SECONDS", help="of one batch on a worker (default 0.4, as measured)")
