@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# All checks: ruff, mypy, the MPI tests on Open MPI, then every test on MPICH. Does its own set-up, and builds Horovod for both.
+# All checks: ruff, mypy, every test on MPICH, and the MPI tests on Open MPI. Does its own set-up, and builds Horovod for both.
 #   bash env/test.sh [--fast]      --fast leaves out the Open MPI pass
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -10,12 +10,25 @@ if [ "$(id -u)" = 0 ] && ! command -v ip > /dev/null && command -v apt-get > /de
     apt-get install -qy --no-install-recommends iproute2 > /dev/null || { apt-get update -q && apt-get install -qy iproute2; } > /dev/null
 fi
 bash env/slurm.sh
-if [ "${1:-}" != --fast ]; then
-    (use_environment openmpi && install_horovod openmpi && python -m pytest -q -m "mpi and not one_family")
-fi
 use_environment mpich
 install_horovod mpich
 ruff check .
 mypy
-python -m pytest -q -n "$(nproc)" tests/unit
-python -m pytest -q --ignore tests/unit
+tests=(python -m pytest -q --durations=15)
+# The Slurm tests mostly wait: they run beside the unit tests.
+slurm_log=$(mktemp)
+"${tests[@]}" tests/slurm > "$slurm_log" 2>&1 &
+slurm=$!
+trap 'kill "$slurm" 2> /dev/null || true; rm -f "$slurm_log"' EXIT
+"${tests[@]}" -n "$(nproc)" tests/unit
+code=0
+wait "$slurm" || code=$?
+cat "$slurm_log"
+[ "$code" = 0 ]
+"${tests[@]}" --ignore tests/unit --ignore tests/slurm
+if [ "${1:-}" != --fast ]; then
+    deactivate
+    use_environment openmpi
+    install_horovod openmpi
+    "${tests[@]}" -m "mpi and not one_family"
+fi

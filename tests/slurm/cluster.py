@@ -23,6 +23,7 @@ from tests.processes import ROOT, run
 SCRIPT = ROOT / "tests" / "slurm" / "cluster.sh"
 START_S = 90.0
 COMMAND_S = 60.0
+DEADLINE_S = 180.0
 PROGRAMS = ("slurmctld", "slurmd", "sbatch", "munged", "ip", "nsenter", "unshare")
 
 
@@ -60,10 +61,10 @@ class Cluster:
                 pytest.fail(f"waited {deadline_s} s for {what}:\n{self.run('squeue', '-o', '%i %j %T %r %N')}{self.logs()}")
             time.sleep(0.2)
 
-    def wait_state(self, job: str, *states: str, deadline_s: float = 60) -> None:
+    def wait_state(self, job: str, *states: str, deadline_s: float = DEADLINE_S) -> None:
         self.wait(f"job {job} to be {' or '.join(states)}", lambda: self.fields(job).get("JobState") in states, deadline_s)
 
-    def wait_text(self, path: Path, text: str, deadline_s: float = 60) -> None:
+    def wait_text(self, path: Path, text: str, deadline_s: float = DEADLINE_S) -> None:
         self.wait(f"{text!r} in {path}", lambda: path.exists() and text in path.read_text(), deadline_s)
 
     def logs(self) -> str:
@@ -79,11 +80,11 @@ class Cluster:
     def cancel_all(self) -> None:
         """An empty queue, all nodes up."""
         self.run("scancel", "--user=root", good=False)
-        self.wait("an empty queue", lambda: not self.run("squeue", "-h").strip(), 60)
+        self.wait("an empty queue", lambda: not self.run("squeue", "-h").strip(), DEADLINE_S)
         for node in ("c1", "c2", "g1", "g2"):
             self.run("scontrol", "update", f"nodename={node}", "state=resume", good=False)
         up = ("idle", "mix", "alloc")
-        self.wait("all nodes up", lambda: all(state in up for state in self.run("sinfo", "-hNp", "main", "-o", "%t").split()), 60)
+        self.wait("all nodes up", lambda: all(state in up for state in self.run("sinfo", "-hNp", "main", "-o", "%t").split()), DEADLINE_S)
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tests.processes import ROOT
-from tests.slurm.cluster import Cluster
+from tests.slurm.cluster import DEADLINE_S, Cluster
 
 
 class StandIn:
@@ -26,9 +26,9 @@ class StandIn:
         return [line for line in path.read_text().splitlines() if line.startswith(word)] if path.exists() else []
 
     def wait_counting(self, starts: int = 1) -> None:
-        self.slurm.wait(f"start {starts} of {self.run}", lambda: len(self.events("from")) >= starts, 60)
+        self.slurm.wait(f"start {starts} of {self.run}", lambda: len(self.events("from")) >= starts, DEADLINE_S)
 
-    def end(self, state: str, deadline_s: float = 90) -> dict[str, str]:
+    def end(self, state: str, deadline_s: float = DEADLINE_S) -> dict[str, str]:
         """What Slurm says when the job has ended in `state`."""
         self.slurm.wait_state(self.job, "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", deadline_s=deadline_s)
         fields = self.slurm.fields(self.job)

@@ -8,7 +8,7 @@ import pytest
 from mpi4py import MPI
 
 from tests.processes import ROOT
-from tests.slurm.cluster import Cluster
+from tests.slurm.cluster import DEADLINE_S, Cluster
 from tests.slurm.stand_in import StandIn
 
 pytestmark = pytest.mark.slurm
@@ -41,7 +41,7 @@ def test_preempted_jobs_are_requeued_once(slurm: Cluster) -> None:
     for job in jobs:
         job.wait_counting()
     high = slurm.submit("--partition=high", "--nodes=4", "--exclusive", "--output=high.log", "--wrap", "sleep 1")
-    slurm.wait_state(high, "COMPLETED", deadline_s=60)
+    slurm.wait_state(high, "COMPLETED")
     for job in jobs:
         job.went_on()
     assert "requeued (saved)" in jobs[0].log.read_text() and "requeued" not in jobs[1].log.read_text()
@@ -54,7 +54,7 @@ def test_a_lost_node_and_the_operator_requeue_once(slurm: Cluster) -> None:
     slurm.run("scontrol", "update", "nodename=c2", "state=down", "reason=test")
     job.wait_counting()
     slurm.run("scontrol", "requeue", job.job)
-    slurm.wait(f"job {lost.job} off its nodes", lambda: slurm.fields(lost.job)["JobState"] != "RUNNING", 60)
+    slurm.wait(f"job {lost.job} off its nodes", lambda: slurm.fields(lost.job)["JobState"] != "RUNNING", DEADLINE_S)
     slurm.run("scontrol", "update", "nodename=c2", "state=resume", good=False)
     job.went_on()
     assert lost.end("COMPLETED")["Restarts"] == "1" and lost.events("finished"), lost.log.read_text()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.slurm.cluster import Cluster
+from tests.slurm.cluster import DEADLINE_S, Cluster
 from tests.slurm.stand_in import StandIn
 
 pytestmark = pytest.mark.slurm
@@ -66,7 +66,7 @@ def test_the_time_limit_is_no_end(jobs: dict[str, StandIn]) -> None:
 
 
 def test_nothing_is_left_behind(jobs: dict[str, StandIn], module_cluster: Cluster) -> None:
-    module_cluster.wait("an empty queue", lambda: not module_cluster.run("squeue", "-h").strip(), 60)
+    module_cluster.wait("an empty queue", lambda: not module_cluster.run("squeue", "-h").strip(), DEADLINE_S)
     StandIn(module_cluster, "sweeping", "--nodes=4", ranks=4).end("COMPLETED")  # the cancelled job could not clean its second node
     left = module_cluster.on_nodes("c1,c2,g1,g2", "find", module_cluster.local, "/dev/shm", "-mindepth", "1")
     assert not left, left
