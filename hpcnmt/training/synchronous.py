@@ -84,20 +84,20 @@ def run_rank(recipe: Recipe, data: Path, run: Path, workers: int, resume: bool =
         trainee = Trainee.build(recipe, data, choose_device(recipe, world.local_rank))
         trainee.seed_worker(world.rank)
         collective = open_collective(recipe.sync.backend, world, trainee.flat.values.device, recipe.deadlines)
-        checkpoint = _common_checkpoint(collective, run, recipe, resume)
+        checkpoint = _common_checkpoint(collective, trainee.flat.values.device, run, recipe, resume)
         return _train(trainee, collective, run, report, request, checkpoint)
 
 
-def _common_checkpoint(collective: Collective, run: Path, recipe: Recipe, resume: bool) -> Checkpoint | None:
+def _common_checkpoint(collective: Collective, device: torch.device, run: Path, recipe: Recipe, resume: bool) -> Checkpoint | None:
     """What all ranks go on from, with the parts that this one needs."""
 
     def share(number: int) -> int:
-        shared = torch.tensor([number], dtype=torch.float64)
+        shared = torch.tensor([number], dtype=torch.float64, device=device)
         collective.broadcast(shared)
         return int(shared)
 
     def all_of_us(well: bool) -> bool:
-        refused = torch.tensor([0.0 if well else 1.0])
+        refused = torch.tensor([0.0 if well else 1.0], device=device)
         collective.finish(collective.start_sum(refused, "refused"))
         return not refused
 
