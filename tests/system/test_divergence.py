@@ -96,7 +96,7 @@ def supervised(folder: Path, name: str, settings: tuple[str, ...], look: Callabl
             process.kill()  # what it has started dies with it
             process.wait()
     said = (folder / f"{name}.log").read_text()
-    assert process.returncode == 0 and "Traceback" not in said, said
+    assert process.returncode == 0, said
     return said
 
 
@@ -130,11 +130,13 @@ def test_a_supervised_run_falls_back_behind_a_divergence(
     settings = (f"training.mode={mode}", f"schedule.learning_rate={rate}", *DIVERGING, *backend)
     said = supervised(folder, mode, settings, look, *options)
     assert (run / "diverged-1.json").exists(), said
+    assert mode == "sync" or "Traceback" not in said, said  # a rank may notice that its peer is gone before it is ended
     began_words = json.loads((run / "diverged-1.json").read_text())["began_words"]
     *restarts, fall_back = [line for line in said.splitlines() if line.startswith("hpcnmt: ended with") or "falls back to" in line]
     assert len(killed) == len(restarts) == kills and all("killed by SIGKILL" in line for line in restarts), said
     sound = max(number for number, words in before.items() if words <= began_words)
-    assert f"falls back to cut-{sound:08d} with schedule.learning_rate={rate * FACTOR}" in fall_back and max(before) > sound, (said, before)
+    lowered = f"falls back to checkpoint {sound} with schedule.learning_rate={rate * FACTOR}"
+    assert lowered in fall_back and max(before) > sound, (said, before)
     resumed = records(run, "resume")[-1]  # those since that checkpoint have gone from the journal with what they led to
     assert (resumed["checkpoint"], resumed["target_words"]) == (sound, before[sound])
     after = {int(path.parent.name[4:]): json.loads(path.read_text())["content"]["words"] for path in run.glob("checkpoints/*/COMPLETE")}
