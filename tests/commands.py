@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+from hpcnmt.cli import main
 from hpcnmt.data.sample import write_sample_corpus
 from tests.processes import run
 
@@ -21,12 +24,19 @@ def hpcnmt(
     return run([*launcher, sys.executable, "-m", "hpcnmt", *arguments], deadline_s, stdin)
 
 
+def here(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """One command of hpcnmt in this process: for what ends before it starts others, or takes long."""
+    words, said = list(map(str, arguments)), io.StringIO()
+    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
+        return subprocess.CompletedProcess(words, main(words), "", said.getvalue())
+
+
 def prepare_sample(path: Path) -> None:
     """PATH/text and PATH/prepared: 600 generated training pairs, 20 for validation, 20 for tests."""
     write_sample_corpus(path / "text", train=600, valid=20, test=20)
     files = [f"--{split}-{side}={path / 'text' / f'{split}.{end}'}" for split in ("train", "valid")
              for side, end in (("source", "src"), ("target", "trg"))]  # fmt: skip
-    done = hpcnmt("prepare", *files, "--out", path / "prepared", "--vocabulary-size", 300)
+    done = here("prepare", *files, "--out", path / "prepared", "--vocabulary-size", 300)
     assert done.returncode == 0, done.stderr
 
 

@@ -14,7 +14,7 @@ from tests.need import mpiexec, need_backend
 from tests.processes import run
 
 pytestmark = pytest.mark.mpi
-BACKENDS = ["horovod", "torch"]
+BACKENDS = ["horovod", pytest.param("torch", marks=pytest.mark.one_family)]  # which needs MPI to meet only
 TOLERANCE = 1e-10
 
 

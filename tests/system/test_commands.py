@@ -11,10 +11,11 @@ import pytest
 
 from hpcnmt.data.sample import word_by_word, write_sample_corpus
 from hpcnmt.data.vocabulary import train_vocabulary
-from tests.commands import hpcnmt, prepare_sample, records, train
+from tests.commands import here, hpcnmt, prepare_sample, records, train, train_command
 from tests.need import mpiexec
 
 pytestmark = [pytest.mark.system, pytest.mark.mpi]
+one_family = pytest.mark.one_family
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +58,7 @@ def test_every_rank_reports_its_end_and_leaves_a_trace(folder: Path) -> None:
     assert "validate" in found["worker 0"] and "validate" not in found["worker 1"]
 
 
+@one_family
 @pytest.mark.parametrize(("mode", "options"), [("plain", ()), ("virtual", ("--workers", 4))])
 def test_the_modes_in_one_process_train_the_same_way(folder: Path, mode: str, options: tuple[object, ...]) -> None:
     done = train(folder, mode, *options, settings=(f"training.mode={mode}", "training.trace=true"))
@@ -70,6 +72,7 @@ def test_the_modes_in_one_process_train_the_same_way(folder: Path, mode: str, op
     assert all(word in shown for word in ("source", "target", "total", "staleness")[: 4 if mode == "virtual" else 3]), shown
 
 
+@one_family
 def test_a_shard_follows_the_policies_of_the_recipe(folder: Path) -> None:
     settings = ("shard.buffer_pushes=4", "shard.damp_staleness=true", "schedule.restart_on_stall=true")
     done = train(folder, "hybrid", "--workers", 2, "--shards", 1, settings=settings)
@@ -79,6 +82,7 @@ def test_a_shard_follows_the_policies_of_the_recipe(folder: Path) -> None:
     assert shard["target_words"] == records(folder / "hybrid", "end")[0]["target_words"]
 
 
+@one_family
 def test_separate_vocabularies_from_text_to_translation(folder: Path) -> None:
     files = [f"--{split}-{side}={folder / 'text' / f'{split}.{end}'}" for split in ("train", "valid")
              for side, end in (("source", "src"), ("target", "trg"))]  # fmt: skip
@@ -91,6 +95,7 @@ def test_separate_vocabularies_from_text_to_translation(folder: Path) -> None:
     assert done.returncode == 0 and len(done.stdout.splitlines()) == 20, done.stderr
 
 
+@one_family
 def test_early_stopping_ends_all_ranks(folder: Path) -> None:
     stop = ("validation.patience=1", "validation.stop_on=[bleu, chrf]", "schedule.learning_rate=1.0e-9", "validation.every_words=1500",
             "training.max_target_words=500000")  # fmt: skip
@@ -99,6 +104,7 @@ def test_early_stopping_ends_all_ranks(folder: Path) -> None:
     assert records(folder / "early", "end")[0]["target_words"] < 100000
 
 
+@one_family
 def test_translate_keeps_the_order_and_score_matches_it(folder: Path) -> None:
     lines = (folder / "text" / "test.src").read_text().splitlines()
     text = "\n".join([lines[0], "", *lines[1:]]) + "\n"
@@ -116,25 +122,29 @@ def test_translate_keeps_the_order_and_score_matches_it(folder: Path) -> None:
     assert "words per second" in hpcnmt("summary", "--run", folder / "async").stdout
 
 
+@one_family
 def test_wrong_input_is_one_line_and_writes_nothing(folder: Path) -> None:
+    def refused(run: str, *options: object, settings: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+        return here(*train_command(folder, run, *options, settings=settings))
+
     runs = [
-        (train(folder, "async"), "exists already"),
-        (train(folder, "new", "--shards", 1000000), "use fewer --shards"),
-        (train(folder, "new", "--workers", 5000), "use fewer --workers"),
-        (train(folder, "new", "--workers", 0, settings=("training.mode=plain",)), "no effect with training.mode=plain"),
-        (train(folder, "new", "--workers", 5000, settings=("training.mode=virtual",)), "use fewer --workers"),
+        (refused("async"), "exists already"),
+        (refused("new", "--shards", 1000000), "use fewer --shards"),
+        (refused("new", "--workers", 5000), "use fewer --workers"),
+        (refused("new", "--workers", 0, settings=("training.mode=plain",)), "no effect with training.mode=plain"),
+        (refused("new", "--workers", 5000, settings=("training.mode=virtual",)), "use fewer --workers"),
         (train(folder, "text/test.src/new"), "cannot use"),
         (train(folder, "new", settings=("training.ring_slots=10000000",)), "in /dev/shm: use a smaller model"),
-        (hpcnmt("sample-corpus", "--out", folder / "text" / "test.src" / "new"), "cannot use"),
-        (hpcnmt("translate", "--run", folder / "async", "--n-best", 7), "expected 1 <= n_best <= beam"),
+        (here("sample-corpus", "--out", folder / "text" / "test.src" / "new"), "cannot use"),
+        (here("translate", "--run", folder / "async", "--n-best", 7), "expected 1 <= n_best <= beam"),
         (hpcnmt("translate", "--run", folder / "async", "--batch-sentences", -1, stdin=b"x\n"), "expected at least 1"),
-        (hpcnmt("train", "sample", "--data", folder / "none", "--run", folder / "new"), "run hpcnmt prepare"),
+        (here("train", "sample", "--data", folder / "none", "--run", folder / "new"), "run hpcnmt prepare"),
         (hpcnmt("translate", "--run", folder / "none", stdin=b"x\n"), "give --run the folder of hpcnmt train"),
         (hpcnmt("translate", "--run", folder / "async", stdin=b"x\n\xff\n"), "standard input:2: found bytes that are not UTF-8"),
-        (hpcnmt("status", "--run", folder / "none", "--watch"), "give --run the folder of a run"),
-        (hpcnmt("status", "--run", folder / "text"), "found no reports of ranks"),
-        (hpcnmt("trace", "--run", folder / "text"), "train with --trace"),
-        (hpcnmt("sample-corpus", "--out", folder / "text"), "exists already"),
+        (here("status", "--run", folder / "none", "--watch"), "give --run the folder of a run"),
+        (here("status", "--run", folder / "text"), "found no reports of ranks"),
+        (here("trace", "--run", folder / "text"), "train with --trace"),
+        (here("sample-corpus", "--out", folder / "text"), "exists already"),
     ]
     for done, message in runs:
         assert done.returncode == 2, (message, done.stderr)
@@ -173,6 +183,7 @@ def test_divergence_ends_all_ranks_with_one_line_and_its_code(folder: Path) -> N
     assert 0 <= facts["began_words"] < 500000 and "in a row" in facts["reason"]
 
 
+@one_family
 def test_a_vocabulary_of_another_run_is_refused(folder: Path, tmp_path: Path) -> None:
     write_sample_corpus(tmp_path / "text", seed=2, train=600, valid=20, test=20)
     lines = [line for end in ("src", "trg") for line in (tmp_path / "text" / f"train.{end}").read_text().splitlines()]
@@ -181,7 +192,7 @@ def test_a_vocabulary_of_another_run_is_refused(folder: Path, tmp_path: Path) ->
         shutil.copytree(folder / name, tmp_path / name)
         shutil.copyfile(tmp_path / "vocab.model", tmp_path / name / "vocab.model")
     runs = [
-        (train(tmp_path, "new", settings=("training.mode=plain",)), "was prepared with the vocabulary"),
+        (here(*train_command(tmp_path, "new", settings=("training.mode=plain",))), "was prepared with the vocabulary"),
         (hpcnmt("translate", "--run", tmp_path / "async", stdin=b"x\n"), "take that of the same run"),
     ]
     for done, message in runs:
@@ -189,6 +200,7 @@ def test_a_vocabulary_of_another_run_is_refused(folder: Path, tmp_path: Path) ->
     assert not (tmp_path / "new").exists()
 
 
+@one_family
 def test_the_sample_needs_more_than_a_dictionary_and_holds_unseen_combinations(folder: Path) -> None:
     import sacrebleu
 

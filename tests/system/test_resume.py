@@ -19,6 +19,7 @@ from tests.need import mpiexec, need_backend
 from tests.processes import ROOT
 
 pytestmark = [pytest.mark.system, pytest.mark.mpi]
+ONE_FAMILY = pytest.mark.one_family
 SAVED = 75
 DEADLINE_S = 120.0
 MODES = {
@@ -79,7 +80,7 @@ def options_of(mode: str) -> tuple[object, ...]:
     return {"async": ("--workers", 1, "--shards", 1), "plain": ()}.get(mode, ("--workers", 2))
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", [pytest.param(mode, marks=ONE_FAMILY if mode in ("plain", "sync") else ()) for mode in MODES])
 def test_a_run_that_was_ended_by_a_signal_goes_on_to_the_bit(folder: Path, mode: str) -> None:
     need_backend("horovod" if mode == "horovod" else "torch")
     ranks, settings = MODES[mode]

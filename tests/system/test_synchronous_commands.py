@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 from hpcnmt.data.corpus import TokenCorpus
-from tests.commands import hpcnmt, prepare_sample, records, train, train_command
+from tests.commands import here, hpcnmt, prepare_sample, records, train, train_command
 from tests.need import mpiexec, need_backend
 from tests.processes import run
 
 pytestmark = [pytest.mark.system, pytest.mark.mpi]
+one_family = pytest.mark.one_family
 TORCH = ("training.mode=sync", "sync.backend=torch")
 
 
@@ -24,7 +26,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.parametrize("backend", ["horovod", "torch"])
+@pytest.mark.parametrize("backend", ["horovod", pytest.param("torch", marks=one_family)])
 def test_synchronous_training_leaves_a_whole_run_folder_that_translates(folder: Path, backend: str) -> None:
     need_backend(backend)
     settings = ("training.mode=sync", f"sync.backend={backend}", "sync.bucket_bytes=20000", "worker.delay=2", "training.ema_alpha=1e-3")
@@ -46,6 +48,7 @@ def test_synchronous_training_leaves_a_whole_run_folder_that_translates(folder: 
     assert done.returncode == 0 and len(done.stdout.splitlines()) == 20, done.stderr
 
 
+@one_family
 def test_it_takes_its_place_under_torchrun(folder: Path) -> None:
     command = train_command(folder, "torchrun", "--workers", 2, settings=TORCH)
     done = run([sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", 2, "-m", "--", "hpcnmt", *command], deadline_s=120)
@@ -53,6 +56,7 @@ def test_it_takes_its_place_under_torchrun(folder: Path) -> None:
     assert records(folder / "torchrun", "end")[0]["target_words"] >= 12000
 
 
+@one_family
 def test_early_stopping_ends_all_ranks(folder: Path) -> None:
     stop = ("validation.patience=1", "schedule.learning_rate=1.0e-9", "validation.stop_on=[bleu, chrf]", "validation.every_words=1500",
             "training.max_target_words=500000")  # fmt: skip
@@ -64,10 +68,10 @@ def test_early_stopping_ends_all_ranks(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("mode", "options", "settings"),
     [
-        ("plain", (), ()),
-        ("virtual", ("--workers", 3), ("worker.overlap=1",)),
+        pytest.param("plain", (), (), marks=one_family),
+        pytest.param("virtual", ("--workers", 3), ("worker.overlap=1",), marks=one_family),
         ("async", ("--workers", 2, "--shards", 2), ("worker.overlap=1",)),
-        ("sync", ("--workers", 3), ("sync.backend=torch",)),
+        pytest.param("sync", ("--workers", 3), ("sync.backend=torch",), marks=one_family),
     ],
 )
 def test_one_epoch_trains_every_sentence_once_and_ends(
@@ -81,13 +85,18 @@ def test_one_epoch_trains_every_sentence_once_and_ends(
     assert [r["target_words"] for r in records(folder / f"epoch-{mode}", "end")] == [words]
 
 
+@one_family
 def test_wrong_input_is_one_line_and_writes_nothing(folder: Path) -> None:
     without_horovod = "import sys; sys.modules['horovod'] = None; import hpcnmt.cli; sys.exit(hpcnmt.cli.main(sys.argv[1:]))"
+
+    def refused(run: str, *options: object, settings: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+        return here(*train_command(folder, run, *options, settings=settings))
+
     wrong = [
-        (train(folder, "new", "--shards", 1, settings=TORCH), "--shards has no effect with training.mode=sync"),
-        (train(folder, "new", settings=(*TORCH, "worker.overlap=1")), "worker.overlap has no effect with training.mode=sync"),
-        (train(folder, "new", settings=("sync.bucket_bytes=1000",)), "sync has no effect with training.mode=async"),
-        (train(folder, "new", "--workers", 5000, settings=TORCH), "use fewer --workers"),
+        (refused("new", "--shards", 1, settings=TORCH), "--shards has no effect with training.mode=sync"),
+        (refused("new", settings=(*TORCH, "worker.overlap=1")), "worker.overlap has no effect with training.mode=sync"),
+        (refused("new", settings=("sync.bucket_bytes=1000",)), "sync has no effect with training.mode=async"),
+        (refused("new", "--workers", 5000, settings=TORCH), "use fewer --workers"),
         (run([sys.executable, "-c", without_horovod, *train_command(folder, "new", settings=("training.mode=sync",))], 60),
          "bash env/horovod.sh mpich (or openmpi) builds it; or --set sync.backend=torch"),
     ]  # fmt: skip
