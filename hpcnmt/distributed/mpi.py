@@ -23,7 +23,7 @@ from mpi4py import MPI
 from torch import Tensor
 
 from hpcnmt.distributed.activity import Activity
-from hpcnmt.distributed.deadlines import DeadlineConfig
+from hpcnmt.distributed.deadlines import DeadlineConfig, Silence
 from hpcnmt.distributed.layout import LANES, Layout
 from hpcnmt.distributed.shard import Shard, ShardConfig
 from hpcnmt.distributed.transport import ShardMemory, Words, wire_type
@@ -174,13 +174,16 @@ class MpiWindows:
         self.deadlines.wait(what, lambda: bool(request.Test()), self.pause, self.deadlines.job_s)
 
     def serve(self, config: ShardConfig, shard_class: type[Shard] = Shard, watch: Callable[[Shard], None] = lambda shard: None) -> Shard:
-        """The whole life of a shard rank: serves until every worker has said farewell; `watch` gets to see the shard before."""
+        """The whole life of a shard rank: serves until every worker has said farewell; `watch` gets to see the shard before.
+
+        RuntimeError after job_s without a word from any worker: a shard whose host is cut off would otherwise stay for ever.
+        """
         if self.memory is None:
             raise RuntimeError(f"rank {self.comm.rank} is a worker and owns no shard memory")
         shard = shard_class(self.shard_index, self.layout, config, self.memory)
         shard.activity, shard.progress = self.activity, self._progress
         watch(shard)
-        idle = 0
+        idle, silence = 0, Silence(self.deadlines)
         while not shard.finished:
             self._progress()
             for window in self.windows:
@@ -189,6 +192,7 @@ class MpiWindows:
             self.ring.Sync()
             self.control.Sync()
             idle = 0 if worked else idle + 1
+            silence.heard(worked, f"a push of any worker to shard {shard.index}")
             if idle > SPIN_POLLS:
                 with self.activity("idle"):
                     time.sleep(IDLE_NAP_S)
