@@ -50,3 +50,22 @@ class DeadlineConfig:
                     "raise deadlines.peer_s if it is only slow"
                 )
         return time.monotonic() - begin
+
+
+class Silence:
+    """How long nobody has given a sign, in time in which this process itself was running, too; `heard` is called again and again."""
+
+    def __init__(self, deadlines: DeadlineConfig, clock: Callable[[], float] = time.monotonic) -> None:
+        self.deadlines, self.clock = deadlines, clock
+        self.seconds, self._last_s = 0.0, clock()
+
+    def heard(self, sign: bool, what: str) -> None:
+        """`sign`: whether there was one since the last call; RuntimeError naming `what` after job_s without any."""
+        now_s = self.clock()
+        self.seconds = 0.0 if sign else self.seconds + min(now_s - self._last_s, self.deadlines.longest_poll_s)
+        self._last_s = now_s
+        if self.seconds > self.deadlines.job_s:
+            raise RuntimeError(
+                f"heard nothing for {self.seconds:.0f} s, expected {what} within {self.deadlines.job_s:.0f} s: is the host cut off, or has "
+                "the job ended without this rank? raise deadlines.job_s if the workers are only slow"
+            )

@@ -8,13 +8,18 @@ Only puts are flushed. With MPICH over libfabric a Flush, of whatever window and
 is complete: one flush to read a control word would stop all that runs beside the transfer in flight. A get and a fetching accumulate
 are complete when their request is, for the data are back. With MPIR_CVAR_CH4_NUM_VCIS=8 MPICH counts each window's transfers apart;
 so every lane of shards (layout.py) has an inbox window of its own, and the flush of one push does not wait for the push beside it.
+
+Best effort, where Open MPI was started with `mpiexec --with-ft ulfm`: a shard learns of dead processes in Iprobe, drops dead workers and
+serves the others; at the end the survivors agree among themselves, free nothing and finalize nothing, for both would wait for the dead.
 """
 
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, cast
 
 import numpy as np
@@ -23,7 +28,7 @@ from mpi4py import MPI
 from torch import Tensor
 
 from hpcnmt.distributed.activity import Activity
-from hpcnmt.distributed.deadlines import DeadlineConfig
+from hpcnmt.distributed.deadlines import DeadlineConfig, Silence
 from hpcnmt.distributed.layout import LANES, Layout
 from hpcnmt.distributed.shard import Shard, ShardConfig
 from hpcnmt.distributed.transport import ShardMemory, Words, wire_type
@@ -80,6 +85,15 @@ def check_memory(layout: Layout, ranks: list[int]) -> None:
             f"the shards of this host need {needed / 1e6:.0f} MB of window memory, found {free / 1e6:.0f} MB free in /dev/shm: "
             "use a smaller model, fewer workers, a smaller ring_slots, or more nodes"
         )
+
+
+def has_lost_ranks() -> bool:
+    """Whether the end of the run was one without some ranks, which have died: MPI cannot be finalized."""
+    return bool(_dead)
+
+
+_dead: set[int] = set()
+"""Ranks that have died and were noticed; there is one world."""
 
 
 class MpiWindows:
@@ -174,13 +188,17 @@ class MpiWindows:
         self.deadlines.wait(what, lambda: bool(request.Test()), self.pause, self.deadlines.job_s)
 
     def serve(self, config: ShardConfig, shard_class: type[Shard] = Shard, watch: Callable[[Shard], None] = lambda shard: None) -> Shard:
-        """The whole life of a shard rank: serves until every worker has said farewell; `watch` gets to see the shard before."""
+        """The whole life of a shard rank: serves until every worker has said farewell; `watch` gets to see the shard before.
+
+        RuntimeError after job_s without a word from any worker: a shard whose host is cut off would otherwise stay for ever.
+        """
         if self.memory is None:
             raise RuntimeError(f"rank {self.comm.rank} is a worker and owns no shard memory")
         shard = shard_class(self.shard_index, self.layout, config, self.memory)
         shard.activity, shard.progress = self.activity, self._progress
+        shard.failed_workers = lambda: _dead
         watch(shard)
-        idle = 0
+        idle, silence = 0, Silence(self.deadlines)
         while not shard.finished:
             self._progress()
             for window in self.windows:
@@ -189,6 +207,7 @@ class MpiWindows:
             self.ring.Sync()
             self.control.Sync()
             idle = 0 if worked else idle + 1
+            silence.heard(worked, f"a push of any worker to shard {shard.index}")
             if idle > SPIN_POLLS:
                 with self.activity("idle"):
                     time.sleep(IDLE_NAP_S)
@@ -196,11 +215,39 @@ class MpiWindows:
 
     def _progress(self) -> None:
         """Lets MPI move the transfers of others: over TCP nothing moves unless the target is inside an MPI call."""
-        self.comm.Iprobe()
+        try:
+            self.comm.Iprobe()
+        except MPI.Exception as error:
+            self._note_dead(error)
+
+    def _note_dead(self, error: MPI.Exception) -> None:
+        """Takes note of the ranks that have died; raises `error` if it is another one, RuntimeError where the run cannot go on."""
+        if error.Get_error_class() != getattr(MPI, "ERR_PROC_FAILED", None):
+            raise error
+        group = self.comm.Get_failed()
+        found = set(MPI.Group.Translate_ranks(group, list(range(group.size)), self.comm.group)) - _dead
+        self.comm.Ack_failed()
+        for rank in sorted(found):
+            role = f"worker {rank}" if rank < self.layout.workers else f"shard {rank - self.layout.workers}"
+            if not 0 < rank < self.layout.workers:
+                raise RuntimeError(f"{role} has died, without which training cannot go on: --resume goes on from the newest checkpoint")
+            if self.shard_index == 0:
+                print(f"{role} has died: the others train on, without further checkpoints", file=sys.stderr, flush=True)
+        _dead.update(found)
 
     def free(self) -> None:
-        """Orderly end on all ranks: agree, close the epochs, free the windows."""
-        self.barrier("the end of all ranks")
+        """Orderly end on all ranks: agree, close the epochs, free the windows. Where a worker has died the others only agree."""
+        self._progress()
+        if not _dead:
+            try:
+                self.barrier("the end of all ranks")
+            except MPI.Exception as error:
+                self._note_dead(error)
+        if _dead:
+            agreement = ThreadPoolExecutor(1).submit(self.comm.Shrink)  # blocks, and Ishrink of Open MPI 5.0 fails
+            self.deadlines.wait("the end of all ranks that are left", agreement.done, self.pause, self.deadlines.job_s)
+            agreement.result()
+            return
         self.memory = None
         for window in self.windows:
             window.Unlock_all()

@@ -9,6 +9,7 @@ A script is a list of moves, one text each:
     farewell W     worker W sends its last message
     read W         worker W reads the snapshot of the cut
     wait N         N seconds pass on the clock of the shards
+    fail W         worker W dies, and every shard learns of it before it looks at its inbox again
     flag_first W   a broken worker: raises the flag before its header (the shard must not apply it)
 `Script.run` gives a trace: what every shard holds after every move. Golden traces of the tests are such lists in JSON.
 """
@@ -33,7 +34,7 @@ from hpcnmt.optim.local import LocalWindow
 
 GradientOf = Callable[[int, Tensor, Tensor], BatchCounts]
 
-MOVES = "push W, write_back W, serve S, pull W, farewell W, read W, wait N or flag_first W"
+MOVES = "push W, write_back W, serve S, pull W, farewell W, read W, wait N, fail W or flag_first W"
 
 
 class Script:
@@ -46,8 +47,9 @@ class Script:
         """`local_of` makes the local optimizers; then the trace also holds the first value of every worker's part on a shard."""
         self.world = LocalShards(layout, config)
         self.now_s = 0.0
+        self.failed: set[int] = set()
         for shard in self.world.shards:
-            shard.clock = lambda: self.now_s
+            shard.clock, shard.failed_workers = lambda: self.now_s, lambda: self.failed
         self.gradient_of = gradient_of
         self.exchanges = [Exchange(self.world.transport, index, DeadlineConfig()) for index in range(layout.workers)]
         self.exchanges[0].send_initial(initial)
@@ -139,6 +141,9 @@ class Script:
 
     def _wait(self, seconds: int) -> None:
         self.now_s += seconds
+
+    def _fail(self, worker: int) -> None:
+        self.failed.add(worker)
 
     def _flag_first(self, worker: int) -> None:
         layout, exchange = self.world.layout, self.exchanges[worker]

@@ -112,6 +112,9 @@ class Shard:
         """Called at a cut of kind SAVE, with its word: takes the state as it is before it returns."""
         self.progress: Callable[[], None] = lambda: None
         """Called again and again during an update, so that the transfers of other workers move on meanwhile."""
+        self.failed_workers: Callable[[], set[int]] = set
+        """Workers whose process has died although the others live on: best effort, see mpi.py."""
+        self.lost: set[int] = set()  # those that had not left before
 
     @property
     def steps(self) -> int:
@@ -159,7 +162,19 @@ class Shard:
             while self._waiting and not self.buffer.pushes:
                 self._acknowledge(self._waiting.pop())
             self.progress()
+        for worker in sorted(self.failed_workers() - self.departed):
+            self._lose(worker)
+            worked = True
         return worked
+
+    def _lose(self, worker: int) -> None:
+        """A farewell without a message: what `worker` has pushed whole is applied, what it had begun to push is not."""
+        self.lost.add(worker)
+        self.log.append(ShardEntry(worker, self.taken[worker], self.version, Event.FAREWELL))
+        self.apply_farewell(worker)
+        while self._waiting and not self.buffer.pushes:
+            self._acknowledge(self._waiting.pop())
+        self._look_at_cuts()
 
     def _acknowledge(self, worker: int) -> None:
         self.memory.control[self.layout.worker_block(worker) + APPLIED] = self.taken[worker]
@@ -260,6 +275,12 @@ class Shard:
         closed = max(int(control[SNAPSHOT]), int(control[CANCELLED]))
         if header.cut == self.cut > closed:
             self.marked.add(worker)
+        self._look_at_cuts()
+
+    def _look_at_cuts(self) -> None:
+        """A cut stands when all have marked it or left; the last farewell ends the run; shard 0 may raise the next cut."""
+        control = self.memory.control
+        closed = max(int(control[SNAPSHOT]), int(control[CANCELLED]))
         if self.cut > closed and len(self.marked | self.departed) == self.layout.workers:
             self._publish(self.cut)
             self.marked.clear()
@@ -284,7 +305,7 @@ class Shard:
             self.next_cut_words = self.words + self.config.cut_words
         if self.end_asked or self.is_asked_to_end():
             kind |= SAVE | END
-        elif 0 < self.config.save_every_s <= now - self.saved_s:
+        elif 0 < self.config.save_every_s <= now - self.saved_s and not self.lost:  # whose part no checkpoint would have
             kind |= SAVE
         if kind:
             control[CUT] = next_cut(last, kind)

@@ -59,6 +59,12 @@ def end_world(mode: str, code: int) -> int:
     if not _by_torchrun(mode):
         from mpi4py import MPI
 
+        from hpcnmt.distributed.mpi import has_lost_ranks
+
+        if has_lost_ranks():
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(leave(code) if code else code)  # finalizing would wait for the dead, also at exit
         if not MPI.Is_finalized():
             MPI.Finalize()
     code = leave(code) if code else code

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from hpcnmt.distributed import pipeline
-from hpcnmt.distributed.deadlines import DeadlineConfig
+from hpcnmt.distributed.deadlines import DeadlineConfig, Silence
 from hpcnmt.distributed.exchange import Exchange
 from hpcnmt.distributed.layout import FINAL_SNAPSHOT, GLOBAL_WORDS, LANES, SNAPSHOT, Layout
 from hpcnmt.distributed.message import Kind, PushHeader
@@ -149,6 +149,25 @@ def test_deadline_names_what_was_waited_for() -> None:
     exchange = Exchange(transport, 0, DeadlineConfig(stall_warning_s=0.02, cut_s=0.02, peer_s=0.05, job_s=0.1, longest_poll_s=0.015))
     with pytest.raises(RuntimeError, match="shard 0 to apply push 1 of worker 0"):
         exchange.send_initial(torch.zeros(10))
+
+
+def test_silence_counts_from_the_last_sign_and_only_while_this_process_runs() -> None:
+    now = [0.0]
+    silence = Silence(DeadlineConfig(stall_warning_s=2, cut_s=2, peer_s=5, job_s=10), clock=lambda: now[0])
+
+    def after(seconds: float, sign: bool = False) -> None:
+        now[0] += seconds
+        silence.heard(sign, "a push")
+
+    for _ in range(3):
+        for _ in range(9):
+            after(1)
+        after(1, sign=True)
+    after(1000)  # stopped, or the machine was suspended: counts as one second
+    for _ in range(9):
+        after(1)
+    with pytest.raises(RuntimeError, match="heard nothing for 11 s, expected a push within 10 s"):
+        after(1)
 
 
 def test_a_worker_without_data_waits_for_the_others_as_long_as_they_train() -> None:

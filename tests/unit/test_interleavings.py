@@ -107,6 +107,15 @@ SCRIPTS = {
     "lockstep_farewell": (
         "push 1|push 0|serve 1|serve 0|pull 0|pull 1|push 0|serve 0|serve 1|farewell 1|serve 1|serve 0|pull 0|push 0|serve 0|serve 1"
     ),
+    # Cut 1 holds worker 0 when worker 1 dies, whose last message is not whole: the cut stands without it, and so does the end.
+    "dead_worker_completes_a_cut": (
+        "push 0|serve 0|serve 1|push 0|serve 0|serve 1|push 1|serve 1|serve 0|pull 0|push 0|serve 0|serve 1|push 0|serve 0|serve 1|"
+        "flag_first 1|fail 1|serve 0|serve 1|serve 1|serve 0|read 0|pull 0|push 0|serve 0|serve 1|farewell 0|serve 1|serve 0"
+    ),
+    # Worker 1 dies with a whole push in the inbox, which counts, while worker 0 waits for the update in lockstep.
+    "lockstep_dead_worker": (
+        "push 0|push 1|serve 1|serve 0|pull 0|push 0|serve 0|serve 1|fail 1|serve 0|serve 1|pull 0|push 0|serve 0|serve 1"
+    ),
     "flag_before_header": "flag_first 1|serve 0|serve 1|push 1|serve 0|serve 1",
     "slow_worker_is_stale": (
         "push 0|serve 0|serve 1|pull 0|push 0|serve 0|serve 1|pull 0|push 0|serve 0|serve 1|push 1|serve 1|serve 0"
@@ -117,6 +126,7 @@ SCRIPTS = {
 SCRIPT_POLICIES = {
     "hybrid_cut_with_a_partial_buffer": ShardPolicy(3), "hybrid_farewell_with_a_partial_buffer": ShardPolicy(2),
     "lockstep_cut": ShardPolicy(lockstep_words=60), "lockstep_farewell": ShardPolicy(lockstep_words=1000),
+    "lockstep_dead_worker": ShardPolicy(lockstep_words=1000),
 }  # fmt: skip
 
 
