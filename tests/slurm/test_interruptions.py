@@ -54,7 +54,7 @@ def test_a_lost_node_and_the_operator_requeue_once(slurm: Cluster) -> None:
     slurm.run("scontrol", "update", "nodename=c2", "state=down", "reason=test")
     job.wait_counting()
     slurm.run("scontrol", "requeue", job.job)
-    slurm.wait(f"job {lost.job} off its nodes", lambda: slurm.fields(lost.job)["JobState"] != "RUNNING", DEADLINE_S)
+    slurm.wait(f"job {lost.job} off its nodes", lambda: slurm.fields(lost.job)["JobState"] not in ("RUNNING", "SIGNALING"), DEADLINE_S)
     slurm.run("scontrol", "update", "nodename=c2", "state=resume", good=False)
     job.went_on()
     assert lost.end("COMPLETED")["Restarts"] == "1" and lost.events("finished"), lost.log.read_text()

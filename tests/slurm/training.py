@@ -47,7 +47,7 @@ class Training:
 
     def interrupted(self) -> Training:
         """Waits until the job is off its nodes, and lets its next start end a few windows later."""
-        busy = ("RUNNING", "COMPLETING")
+        busy = ("RUNNING", "SIGNALING", "COMPLETING")  # SIGNALING for the moment in which a job is told of its preemption
         self.slurm.wait(f"job {self.job} off its nodes", lambda: self.slurm.fields(self.job)["JobState"] not in busy, DEADLINE_S)
         checkpoint = newest_complete(self.run)
         assert checkpoint is not None, self.log.read_text()
