@@ -20,7 +20,10 @@ class DeadlineConfig:
     cut_s: float = 60.0
     """A consistent cut that a silent worker holds up for so long is cancelled."""
     peer_s: float = 300.0
+    """For an answer of another rank while both train."""
     job_s: float = 900.0
+    """For the end of other ranks; and how long a shard lives without a push of any worker. A single worker pushes nothing while it
+    validates: its validations must be shorter."""
     longest_poll_s: float = 1.0
 
     def __post_init__(self) -> None:
