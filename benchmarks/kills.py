@@ -313,14 +313,14 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1, help="of the kills")
     parser.add_argument("--workers", type=int, default=3)
     parser.add_argument("--shards", type=int, default=2)
-    parser.add_argument("--words", type=int, help="target words of the training (default 80000 for each kill)")
+    parser.add_argument("--words", type=int, help="target words (default 140000 for each kill, about what two cores train between two)")
     parser.add_argument("--references", type=int, default=2, help="runs without kills to compare with; 0 = none")
     parser.add_argument("--tolerance", type=float, default=0.02, help="nats a word that always count as noise")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.OPTION=VALUE", help="change an option of the recipe")
     parser.add_argument("--data", type=Path, help="prepared folder (default: the generated corpus)")
     parser.add_argument("--out", type=Path, default=RESULTS / "kills.json")
     arguments = parser.parse_args()
-    arguments.words = arguments.words or 80_000 * arguments.kills
+    arguments.words = arguments.words or 140_000 * arguments.kills
     with tempfile.TemporaryDirectory() as name:
         result = measure(arguments, Path(name))
     arguments.out.write_text(json.dumps({"machine": machine()} | result, indent=1) + "\n")
