@@ -85,7 +85,7 @@ def _of_run(run: Path, momentum: float) -> tuple[Setting, Recipe | None]:
     if not end or not pushes.total():
         return Setting(recipe, workers, total_momentum=momentum), recipe
     staleness = sum(steps * count for steps, count in pushes.items()) / pushes.total()
-    push_words = end["target_words"] / shards[0].total()  # every shard counts every push
+    push_words = end["target_words"] * len(shards) / pushes.total()  # every shard counts every push
     return Setting(recipe, workers, staleness, push_words, _wait_share(end), momentum), recipe
 
 

@@ -197,6 +197,9 @@ def test_wrong_input_ends_with_one_line(words: list[str], message: str, capsys: 
 
 def test_a_damaged_run_ends_with_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = write_run(tmp_path / "run", Recipe(), {"1": 2}, {"target_words": 10})
+    (run / "shard-0.json").write_text('{"staleness": {"1": 0}}')  # a shard without a push, beside one with some: found by fuzzing
+    (run / "shard-1.json").write_text('{"staleness": {"1": 2}}')
+    assert advised(capsys, "--run", run)["setting"]["measured_push_words"] == 10
     (run / "shard-0.json").write_text('{"staleness": [1]}')
     assert main(["advise", "--run", str(run)]) == 2 and "is not the report of a shard" in capsys.readouterr().err
     (run / "config.json").write_text("{}")
