@@ -50,6 +50,11 @@ def train(folder: Path, run: str, *options: object, settings: tuple[str, ...] = 
     return hpcnmt(*train_command(folder, run, *options, settings=settings))
 
 
+def train_here(folder: Path, run: str, *options: object, settings: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+    """`train`, for what is refused before ranks start."""
+    return here(*train_command(folder, run, *options, settings=settings))
+
+
 def records(run: Path, kind: str) -> list[dict[str, Any]]:
     """Records of one kind from metrics.jsonl of `run`."""
     return [r for r in map(json.loads, (run / "metrics.jsonl").read_text().splitlines()) if r["kind"] == kind]

@@ -11,7 +11,7 @@ import pytest
 
 from hpcnmt.data.sample import word_by_word, write_sample_corpus
 from hpcnmt.data.vocabulary import train_vocabulary
-from tests.commands import here, hpcnmt, prepare_sample, records, train, train_command
+from tests.commands import here, hpcnmt, prepare_sample, records, train, train_here
 from tests.need import mpiexec
 
 pytestmark = [pytest.mark.system, pytest.mark.mpi]
@@ -124,15 +124,12 @@ def test_translate_keeps_the_order_and_score_matches_it(folder: Path) -> None:
 
 @one_family
 def test_wrong_input_is_one_line_and_writes_nothing(folder: Path) -> None:
-    def refused(run: str, *options: object, settings: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
-        return here(*train_command(folder, run, *options, settings=settings))
-
     runs = [
-        (refused("async"), "exists already"),
-        (refused("new", "--shards", 1000000), "use fewer --shards"),
-        (refused("new", "--workers", 5000), "use fewer --workers"),
-        (refused("new", "--workers", 0, settings=("training.mode=plain",)), "no effect with training.mode=plain"),
-        (refused("new", "--workers", 5000, settings=("training.mode=virtual",)), "use fewer --workers"),
+        (train_here(folder, "async"), "exists already"),
+        (train_here(folder, "new", "--shards", 1000000), "use fewer --shards"),
+        (train_here(folder, "new", "--workers", 5000), "use fewer --workers"),
+        (train_here(folder, "new", "--workers", 0, settings=("training.mode=plain",)), "no effect with training.mode=plain"),
+        (train_here(folder, "new", "--workers", 5000, settings=("training.mode=virtual",)), "use fewer --workers"),
         (train(folder, "text/test.src/new"), "cannot use"),
         (train(folder, "new", settings=("training.ring_slots=10000000",)), "in /dev/shm: use a smaller model"),
         (here("sample-corpus", "--out", folder / "text" / "test.src" / "new"), "cannot use"),
@@ -192,7 +189,7 @@ def test_a_vocabulary_of_another_run_is_refused(folder: Path, tmp_path: Path) ->
         shutil.copytree(folder / name, tmp_path / name)
         shutil.copyfile(tmp_path / "vocab.model", tmp_path / name / "vocab.model")
     runs = [
-        (here(*train_command(tmp_path, "new", settings=("training.mode=plain",))), "was prepared with the vocabulary"),
+        (train_here(tmp_path, "new", settings=("training.mode=plain",)), "was prepared with the vocabulary"),
         (hpcnmt("translate", "--run", tmp_path / "async", stdin=b"x\n"), "take that of the same run"),
     ]
     for done, message in runs:

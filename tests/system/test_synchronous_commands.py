@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 from hpcnmt.data.corpus import TokenCorpus
-from tests.commands import here, hpcnmt, prepare_sample, records, train, train_command
+from tests.commands import hpcnmt, prepare_sample, records, train, train_command, train_here
 from tests.need import mpiexec, need_backend
 from tests.processes import run
 
@@ -88,15 +87,11 @@ def test_one_epoch_trains_every_sentence_once_and_ends(
 @one_family
 def test_wrong_input_is_one_line_and_writes_nothing(folder: Path) -> None:
     without_horovod = "import sys; sys.modules['horovod'] = None; import hpcnmt.cli; sys.exit(hpcnmt.cli.main(sys.argv[1:]))"
-
-    def refused(run: str, *options: object, settings: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
-        return here(*train_command(folder, run, *options, settings=settings))
-
     wrong = [
-        (refused("new", "--shards", 1, settings=TORCH), "--shards has no effect with training.mode=sync"),
-        (refused("new", settings=(*TORCH, "worker.overlap=1")), "worker.overlap has no effect with training.mode=sync"),
-        (refused("new", settings=("sync.bucket_bytes=1000",)), "sync has no effect with training.mode=async"),
-        (refused("new", "--workers", 5000, settings=TORCH), "use fewer --workers"),
+        (train_here(folder, "new", "--shards", 1, settings=TORCH), "--shards has no effect with training.mode=sync"),
+        (train_here(folder, "new", settings=(*TORCH, "worker.overlap=1")), "worker.overlap has no effect with training.mode=sync"),
+        (train_here(folder, "new", settings=("sync.bucket_bytes=1000",)), "sync has no effect with training.mode=async"),
+        (train_here(folder, "new", "--workers", 5000, settings=TORCH), "use fewer --workers"),
         (run([sys.executable, "-c", without_horovod, *train_command(folder, "new", settings=("training.mode=sync",))], 60),
          "bash env/horovod.sh mpich (or openmpi) builds it; or --set sync.backend=torch"),
     ]  # fmt: skip
