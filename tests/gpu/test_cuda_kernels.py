@@ -39,7 +39,7 @@ def assert_close(found: Tensor | None, expected: Tensor | None) -> None:
         torch.testing.assert_close(found.float(), expected.float(), rtol=2e-6, atol=2e-6)
 
 
-@pytest.mark.parametrize(("size", "offset", "dtype"), itertools.product(SIZES, [0, 1], TYPES))
+@pytest.mark.parametrize(("size", "offset", "dtype"), [*itertools.product(SIZES, [0, 1], TYPES)])
 @pytest.mark.parametrize("full", [True, False])
 def test_step(size: int, offset: int, dtype: torch.dtype, full: bool) -> None:
     gradient, parameters, moment1, moment2, accumulator, out, ema = vectors(size, offset, 7)
@@ -54,7 +54,7 @@ def test_step(size: int, offset: int, dtype: torch.dtype, full: bool) -> None:
         assert_close(found, expected)
 
 
-@pytest.mark.parametrize(("size", "offset", "dtype"), itertools.product(SIZES, [0, 1], TYPES))
+@pytest.mark.parametrize(("size", "offset", "dtype"), [*itertools.product(SIZES, [0, 1], TYPES)])
 def test_accumulate_pack_and_select(size: int, offset: int, dtype: torch.dtype) -> None:
     accumulator, gradient, residual = vectors(size, offset, 3)
     results = []

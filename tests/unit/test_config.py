@@ -145,6 +145,10 @@ def test_missing_and_broken_recipes(tmp_path: Path) -> None:
     broken.write_text("a: [\n")
     with pytest.raises(ValueError, match="is not valid YAML"):
         load_recipe(str(broken))
+    for deep in ("[" * 2000, '{"a": ' * 2000, "- " * 2000):
+        broken.write_text(deep)
+        with pytest.raises(ValueError, match="nested (deeper than 50|too deep)"):
+            load_recipe(str(broken))
     broken.write_text("- 1\n")
     with pytest.raises(ValueError, match="found list in"):
         load_recipe(str(broken))
