@@ -37,13 +37,10 @@ class DeadlineConfig:
     def wait(self, what: str, done: Callable[[], bool], pause: Callable[[], None], limit_s: float | None = None) -> float:
         """Polls `done` until it is true and returns the seconds waited; RuntimeError naming `what` after `limit_s` (default: peer_s)."""
         limit_s = self.peer_s if limit_s is None else limit_s
-        begin = last = time.monotonic()
-        counted, warned = 0.0, False
+        begin_s, own, warned = time.monotonic(), OwnTime(self.longest_poll_s), False
         while not done():
             pause()
-            now = time.monotonic()
-            counted += min(now - last, self.longest_poll_s)
-            last = now
+            counted = own.passed()
             if counted > self.stall_warning_s and not warned:
                 warned = True
                 print(f"waiting for {what} since {counted:.0f} s (limit {limit_s:.0f} s)", file=sys.stderr, flush=True)
@@ -52,21 +49,34 @@ class DeadlineConfig:
                     f"waited {counted:.0f} s for {what}, expected at most {limit_s:.0f} s: is that rank alive? "
                     "raise deadlines.peer_s if it is only slow"
                 )
-        return time.monotonic() - begin
+        return time.monotonic() - begin_s
+
+
+class OwnTime:
+    """Seconds in which this process was running, as far as looking at the clock again and again tells."""
+
+    def __init__(self, longest_poll_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self.longest_poll_s, self.clock = longest_poll_s, clock
+        self._passed_s, self._last_s = 0.0, clock()
+
+    def passed(self, from_now: bool = False) -> float:
+        """Those since the beginning; `from_now`: which is now."""
+        now_s = self.clock()
+        self._passed_s = 0.0 if from_now else self._passed_s + min(now_s - self._last_s, self.longest_poll_s)
+        self._last_s = now_s
+        return self._passed_s
 
 
 class Silence:
     """How long nobody has given a sign, in time in which this process itself was running, too; `heard` is called again and again."""
 
     def __init__(self, deadlines: DeadlineConfig, clock: Callable[[], float] = time.monotonic) -> None:
-        self.deadlines, self.clock = deadlines, clock
-        self.seconds, self._last_s = 0.0, clock()
+        self.deadlines, self.seconds = deadlines, 0.0
+        self._own = OwnTime(deadlines.longest_poll_s, clock)
 
     def heard(self, sign: bool, what: str) -> None:
         """`sign`: whether there was one since the last call; RuntimeError naming `what` after job_s without any."""
-        now_s = self.clock()
-        self.seconds = 0.0 if sign else self.seconds + min(now_s - self._last_s, self.deadlines.longest_poll_s)
-        self._last_s = now_s
+        self.seconds = self._own.passed(from_now=sign)
         if self.seconds > self.deadlines.job_s:
             raise RuntimeError(
                 f"heard nothing for {self.seconds:.0f} s, expected {what} within {self.deadlines.job_s:.0f} s: is the host cut off, or has "

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands import prepare_sample, records, train_command
+from tests.commands import records, train_command
 from tests.hosts import virtual_hosts
 from tests.processes import ROOT
 
@@ -29,13 +29,6 @@ SETTINGS = (
     "deadlines.stall_warning_s=2", "deadlines.cut_s=3",
 )  # fmt: skip
 SHORT = ("deadlines.peer_s=8", "deadlines.job_s=15", "training.max_target_words=1000000")
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("link")
-    prepare_sample(path)
-    return path
 
 
 @pytest.fixture

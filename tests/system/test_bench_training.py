@@ -13,22 +13,11 @@ from typing import Any
 
 import pytest
 
-from hpcnmt.data.prepare import PrepareConfig, prepare
-from hpcnmt.data.sample import write_sample_corpus
 from tests.commands import SMALL, hpcnmt
 
 pytestmark = pytest.mark.system  # on MPICH: interrupted under Open MPI, a rank was seen to outlive its launcher
 ROOT = Path(__file__).parents[2]
 SETS = [part for setting in SMALL for part in ("--set", setting)]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("bench")
-    text = path / "text"
-    write_sample_corpus(text, train=600, valid=20, test=20)
-    prepare(PrepareConfig(text / "train.src", text / "train.trg", text / "valid.src", text / "valid.trg", path / "prepared", 300))
-    return path
 
 
 def command(folder: Path, kind: str, *options: object, sets: list[str] = SETS) -> list[str]:

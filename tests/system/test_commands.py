@@ -11,7 +11,7 @@ import pytest
 
 from hpcnmt.data.sample import word_by_word, write_sample_corpus
 from hpcnmt.data.vocabulary import train_vocabulary
-from tests.commands import here, hpcnmt, prepare_sample, records, train, train_here
+from tests.commands import here, hpcnmt, records, train, train_here
 from tests.need import mpiexec
 
 pytestmark = [pytest.mark.system, pytest.mark.mpi]
@@ -19,12 +19,10 @@ one_family = pytest.mark.one_family
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("system")
-    prepare_sample(path)
-    done = train(path, "async", "--workers", 2, "--shards", 2, "--trace", settings=("worker.overlap=1", "worker.delay=2"))
+def folder(folder: Path) -> Path:
+    done = train(folder, "async", "--workers", 2, "--shards", 2, "--trace", settings=("worker.overlap=1", "worker.delay=2"))
     assert done.returncode == 0, done.stderr
-    return path
+    return folder
 
 
 def test_asynchronous_training_leaves_a_whole_run_folder(folder: Path) -> None:

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands import prepare_sample, records, train_command
+from tests.commands import records, train_command
 from tests.need import mpiexec
 from tests.processes import ROOT
 from tests.processes import run as run_process
@@ -36,13 +36,6 @@ DIVERGING = (
     "divergence.windows=5", "divergence.margin_nats=0.5", f"divergence.factor={FACTOR}", "divergence.fall_backs=1",
 )  # fmt: skip
 """The rate grows with the words: the loss falls at first, and explodes after some 3,000 words."""
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("divergence")
-    prepare_sample(path)
-    return path
 
 
 def train_with_bad_gradients(folder: Path, run: str, first: int, count: int) -> subprocess.CompletedProcess[str]:

@@ -31,7 +31,7 @@ from hpcnmt.cli import main
 from hpcnmt.training import leftovers
 from hpcnmt.training.checkpoint_files import Checkpoint, complete_checkpoints, newest_complete
 from hpcnmt.training.run_folder import RunFolder
-from tests.commands import SMALL, hpcnmt, prepare_sample, records, train_command
+from tests.commands import SMALL, hpcnmt, records, train_command
 from tests.need import mpiexec, need
 from tests.processes import ROOT
 from tests.processes import run as run_process
@@ -41,13 +41,6 @@ DEADLINE_S = 120.0
 WORDS = 12_000
 SETTINGS = ("loader.batch_words=150", "checkpoint.every_s=0.3", "validation.every_words=100000", "validation.beam=1")
 LONG = "training.max_target_words=5000000"
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("faults")
-    prepare_sample(path)
-    return path
 
 
 @pytest.fixture(scope="module")

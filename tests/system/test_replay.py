@@ -11,7 +11,7 @@ from hpcnmt.cli import main
 from hpcnmt.distributed.layout import Layout
 from hpcnmt.training.record import RecordFormat, read_record
 from hpcnmt.training.replay import _read_run
-from tests.commands import hpcnmt, prepare_sample, train
+from tests.commands import hpcnmt, train
 
 pytestmark = [pytest.mark.system, pytest.mark.mpi, pytest.mark.one_family]
 SETTINGS = (
@@ -21,12 +21,10 @@ SETTINGS = (
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("replay")
-    prepare_sample(path)
-    done = train(path, "run", "--workers", 3, "--shards", 2, settings=SETTINGS)
+def folder(folder: Path) -> Path:
+    done = train(folder, "run", "--workers", 3, "--shards", 2, settings=SETTINGS)
     assert done.returncode == 0, done.stderr
-    return path
+    return folder
 
 
 def test_a_run_of_several_workers_and_shards_replays_bit_for_bit(folder: Path) -> None:

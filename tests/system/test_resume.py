@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands import hpcnmt, prepare_sample, records, train_command
+from tests.commands import hpcnmt, records, train_command
 from tests.need import mpiexec, need_backend
 from tests.processes import ROOT
 
@@ -29,13 +29,6 @@ MODES = {
     "horovod": (2, ("training.mode=sync",)),
 }
 SETTINGS = ("model.dropout=0.1", "training.max_target_words=16000", "validation.every_words=3000")
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("resume")
-    prepare_sample(path)
-    return path
 
 
 @contextmanager

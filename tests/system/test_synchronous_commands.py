@@ -9,20 +9,13 @@ from pathlib import Path
 import pytest
 
 from hpcnmt.data.corpus import TokenCorpus
-from tests.commands import hpcnmt, prepare_sample, records, train, train_command, train_here
+from tests.commands import hpcnmt, records, train, train_command, train_here
 from tests.need import mpiexec, need_backend
 from tests.processes import run
 
 pytestmark = [pytest.mark.system, pytest.mark.mpi]
 one_family = pytest.mark.one_family
 TORCH = ("training.mode=sync", "sync.backend=torch")
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("sync")
-    prepare_sample(path)
-    return path
 
 
 @pytest.mark.parametrize("backend", ["horovod", pytest.param("torch", marks=one_family)])
