@@ -178,6 +178,7 @@ class Replay:
         worker.batches = 0
         counts = window_counts(lambda: self._batch(worker, entry), self.config.delay_at(entry.began_words))
         self._compare(worker, entry, counts)
+        worker.sum.end_batches(worker.replica)
         if entry.swapped and not entry.dropped:
             self._fill(worker.replica, entry.sealed_on)
         self._seal(worker, entry)
@@ -228,7 +229,7 @@ class Replay:
         if sealed:
             self._messages[worker.index, entry.sequence] = _Message(Event.GRADIENT, wire.cpu(), entry, self.layout.shards)
             if entry.overlapped:
-                worker.sum.compensate(worker.replica, wire, entry.target_words, entry.sealed_words)
+                worker.sum.look_ahead(worker.replica, wire, entry.target_words, entry.sealed_words, entry.swapped)
 
     def _serve(self, shard: _ReplayedShard) -> bool:
         """Applies the next message of the record if its worker has computed it."""

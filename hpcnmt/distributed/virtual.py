@@ -216,6 +216,7 @@ class VirtualCluster:
         if not total.target_words:
             return  # this worker has no data left
         wire = torch.empty_like(self._gradient, dtype=wire_type(self.shards.layout))
+        self.workers[index].sum.end_batches(self.workers[index].replica)
         if self.workers[index].sum.seal(wire, total.target_words):
             header = PushHeader(Kind.GRADIENT, total.target_words, total.source_words, total.sentences, total.loss_sum)
             self._when_complete(index, lambda: self._send(index, wire, header, total))
@@ -246,13 +247,13 @@ class VirtualCluster:
 
     def _send(self, index: int, gradient: Tensor, header: PushHeader, total: BatchCounts) -> None:
         worker = self.workers[index]
-        computed_on = worker.versions
+        computed_on, swapped = worker.versions, worker.arrived is not None
         if worker.arrived is not None:
             worker.replica, worker.arrived = worker.arrived, None
             worker.swapped_in()
         worker.note(total, sealed=True)
         if worker.overlaps:
-            worker.sum.compensate(worker.replica, gradient, header.target_words, worker.words)
+            worker.sum.look_ahead(worker.replica, gradient, header.target_words, worker.words, swapped)
             self._begin_window(index)
         worker.in_flight = True
         self._schedule(self.clock.transfer_s, index, lambda: self._pushed(index, gradient, header, computed_on))

@@ -61,6 +61,11 @@ class WorkerConfig:
 
     def _check_local(self) -> None:
         local = self.local
+        if local.carry and not self.overlap:
+            raise ValueError(
+                "worker.local.carry=true has no effect with worker.overlap=0: no batch is computed while a push is in flight; "
+                "set worker.overlap to 1, or worker.local.carry to false"
+            )
         if local.mode == "off":
             return
         if local.mode == "compensate":
@@ -77,11 +82,13 @@ class WorkerConfig:
                     "write-backs share one slot, and a write-back presumes that its own last push is in the replica"
                 )
             return
+        if local.carry:
+            return
         if self.delay < 2:
             raise ValueError(
                 f"worker.local.mode={local.mode} has no effect with worker.delay={self.delay}: the next pull replaces the replica "
-                "before another batch sees the step; set worker.delay to 2 or more, worker.local.write_back to true, "
-                "or worker.local.mode to off"
+                "before another batch sees the step; set worker.delay to 2 or more, worker.local.write_back to true (or, with "
+                "worker.overlap=1, worker.local.carry), or worker.local.mode to off"
             )
         if local.warmup_words and self.delay_at(local.warmup_words - 1) < 2:
             raise ValueError(
@@ -230,6 +237,7 @@ class WorkerLoop:
         computed_on, overlaps = self.replica_versions, self.config.overlaps_at(self.replica_words)
         began_words, fresh, batches, self.fresh = self.replica_words, self.fresh, self.batches, False
         total = window_counts(self._batch, self.config.delay_at(self.replica_words))
+        self.sum.end_batches(self.replica)
         self.complete()  # the exchange of the window before is complete on all shards from here on
         if not total.target_words:
             self.out_of_data = True
@@ -239,7 +247,7 @@ class WorkerLoop:
             self.exchange.sequence + sealed, self.batches - batches, total.target_words, total.loss_sum, not sealed, overlaps, fresh,
             self.fresh, began_words, self.replica_words, tuple(computed_on), tuple(self.replica_versions),
         ))  # fmt: skip
-        self.fresh = False
+        swapped, self.fresh = self.fresh, False
         if not sealed:
             self._pull()
             return total
@@ -248,9 +256,9 @@ class WorkerLoop:
         self._pending = self._helper.submit(self._exchange, header, computed_on)
         if not overlaps:
             self.complete()
-        elif self.config.local.mode == "compensate":
+        elif self.config.local.looks_ahead:
             with self.exchange.activity("step"):
-                self.sum.compensate(self.replica, self._packed, total.target_words, self.replica_words)
+                self.sum.look_ahead(self.replica, self._packed, total.target_words, self.replica_words, swapped)
         return total
 
     def _seal(self, target_words: int, global_words: int) -> bool:

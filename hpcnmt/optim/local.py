@@ -7,7 +7,8 @@ left: moments and accumulator are freed.
 
 The other form, compensate (that of Marian 1.5 on several nodes), has no steps within a window. Under overlap 1 a worker goes on with a
 replica that lacks the push it has just sent; it takes that step itself, with its local Adam, until the next replica brings the shards'
-own. With one worker and equal constants it takes the very step of the shard. Called by distributed/worker.py and distributed/virtual.py.
+own. With one worker and equal constants it takes the very step of the shard. `carry` is the same for local steps after every batch: the
+way that they have gone in the window in flight is gone again on the fresh replica. Called by distributed/worker.py, virtual.py, replay.py.
 """
 
 from __future__ import annotations
@@ -41,6 +42,13 @@ class LocalConfig:
     experiments of Bogoychev et al. 2018 did; this discards what others pushed there since the worker's last pull."""
     learning_rate_factor: float = 1.0
     """Times the shards' learning rate of the same words."""
+    carry: bool = False
+    """always, warmup: under overlap 1 the local steps of the window in flight are kept on the fresh replica, which lacks its push."""
+
+    @property
+    def looks_ahead(self) -> bool:
+        """Whether a fresh replica moves on by what is in flight."""
+        return self.mode == "compensate" or self.carry
 
     def __post_init__(self) -> None:
         if self.learning_rate_factor <= 0:
@@ -120,13 +128,16 @@ class LocalWindow(GradientWindow):
             accumulator = torch.zeros_like(gradient)
         super().__init__(accumulator, clip_norm, error_feedback)
         self.gradient, self.local, self.stepping = gradient, local, stepping
+        # With carry: the replica where the window began, then the way from there to its end; and how many local steps led there.
+        self._way = torch.empty_like(gradient) if local is not None and stepping and local.config.carry else None
+        self._steps = self._steps_of_way = 0
 
     def before_batch(self, global_words: int) -> None:
         """Ends the local steps where their warm-up is over: what has been summed goes back to where autograd adds to it."""
         if self.stepping and not self.steps_next(global_words):
             self.gradient.copy_(self.accumulator)  # it was 0 after the last local step
             self.accumulator.zero_()  # others may share it
-            self.accumulator, self.local, self.stepping = self.gradient, None, False
+            self.accumulator, self.local, self.stepping, self._way = self.gradient, None, False, None
 
     def steps_next(self, global_words: int) -> bool:
         """Whether a local step follows the batch that comes next in a window that began at `global_words`."""
@@ -136,11 +147,26 @@ class LocalWindow(GradientWindow):
         """The local step after a batch of `target_words` in a window that began at `global_words`."""
         if self.local is None:
             raise RuntimeError("found a local step after the warm-up of the local optimizer, expected none")
+        if self._way is not None and not self._steps:
+            self._way.copy_(replica)
+        self._steps += 1
         self.local.step(replica, self.gradient, self.accumulator, target_words, global_words, self.stats)
 
-    def compensate(self, replica: Tensor, pushed: Tensor, target_words: int, global_words: int) -> None:
-        """After `pushed` has left: brings `replica`, which was swapped in at `global_words`, up to it, where the mode is compensate."""
-        if self.local is not None and not self.stepping:
+    def end_batches(self, replica: Tensor) -> None:
+        """After the last batch of a window, before another replica is swapped in."""
+        self._steps, self._steps_of_way = 0, self._steps
+        if self._way is not None and self._steps_of_way:
+            torch.sub(replica, self._way, out=self._way)
+
+    def look_ahead(self, replica: Tensor, pushed: Tensor, target_words: int, global_words: int, swapped: bool) -> None:
+        """After `pushed` has left: brings `replica`, of `global_words` and without it, up to it, with carry or compensate.
+
+        `swapped`: whether it is another replica than that of the window, whose steps it lacks.
+        """
+        if self._way is not None:
+            if self._steps_of_way and swapped:
+                replica.add_(self._way)
+        elif self.local is not None and not self.stepping:
             self.local.compensate(replica, pushed, target_words, global_words)
 
     def seal(self, wire: Tensor, target_words: int, has_norm: bool = False) -> bool:

@@ -120,7 +120,8 @@ WITHOUT_EFFECT = {
     ("training.mode", "virtual"): ("deadlines", "sync", "checkpoint", "divergence", "training.record"),
     ("worker.local.mode", "off"): ("worker.local",),
     ("worker.local.mode", "always"): ("worker.local.warmup_words", "worker.local.warmup_batches"),
-    ("worker.local.mode", "compensate"): ("worker.local.warmup_words", "worker.local.warmup_batches", "worker.local.write_back"),
+    ("worker.local.mode", "compensate"):
+        ("worker.local.warmup_words", "worker.local.warmup_batches", "worker.local.write_back", "worker.local.carry"),
     ("optimizer.later.words", "0"): ("optimizer.later",),
     ("worker.local.optimizer.later.words", "0"): ("worker.local.optimizer.later",),
     ("schedule.warmup", "rate"): ("schedule.normaliser_start",),

@@ -52,6 +52,7 @@ CASES = {
     "later overlap": Case(WorkerConfig(2, 1, overlap_from_words=250, local=LocalConfig("always"))),
     "buffer over bf16": Case(WorkerConfig(1, 1), OF_PUSHES, "bf16"),
     "local steps": Case(WorkerConfig(3, 1, local=LocalConfig("always")), OF_PUSHES, cut_words=150),
+    "carried steps": Case(WorkerConfig(2, 1, local=LocalConfig("always", carry=True)), EMA, "bf16", spoiled=(3, 8), cut_words=150),
     "warm-up in batches": Case(WorkerConfig(3, local=LocalConfig("warmup", warmup_batches=7))),
     "warm-up in words": Case(WorkerConfig(3, 1, local=LocalConfig("warmup", warmup_words=400), delay_ramp_words=300)),
     "compensation": Case(WorkerConfig(2, 1, local=LocalConfig("compensate")), cut_words=150),

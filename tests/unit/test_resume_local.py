@@ -31,6 +31,7 @@ WORKERS = {
     "overlap later": WorkerConfig(2, overlap=1, overlap_from_words=600),
     "local": WorkerConfig(3, local=LocalConfig("always")),
     "local overlap": WorkerConfig(2, overlap=1, local=LocalConfig("always")),
+    "local carry": WorkerConfig(2, overlap=1, local=LocalConfig("always", carry=True)),
     "local warm-up": WorkerConfig(2, local=LocalConfig("warmup", warmup_batches=40)),
     "compensate": WorkerConfig(2, overlap=1, local=LocalConfig("compensate")),
     "write-back": WorkerConfig(2, local=LocalConfig("always", write_back=True)),

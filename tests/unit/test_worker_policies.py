@@ -44,9 +44,17 @@ OVERLAPPED |= {
     "compensate": WorkerConfig(1, 1, local=LocalConfig("compensate")), "compensate_2": WorkerConfig(2, 1, local=LocalConfig("compensate")),
     "compensate_ramp": WorkerConfig(3, 1, local=LocalConfig("compensate", learning_rate_factor=0.5), delay_ramp_words=300),
 }  # fmt: skip
+CARRIED = {
+    "delay_1": WorkerConfig(1, 1, local=LocalConfig("always", carry=True)),
+    "delay_3": WorkerConfig(3, 1, local=LocalConfig("always", carry=True)),
+    "batches": WorkerConfig(3, 1, local=LocalConfig("warmup", warmup_batches=7, carry=True)),
+    "ramp_and_words": WorkerConfig(4, 1, delay_ramp_words=300, local=LocalConfig("warmup", warmup_words=400, carry=True)),
+}  # fmt: skip
+OVERLAPPED |= {f"carry_{name}": config for name, config in CARRIED.items()}
 LATER_OVERLAPPED = {
     "delay_1": WorkerConfig(1, 1, overlap_from_words=100), "with_ramp": WorkerConfig(3, 1, delay_ramp_words=300, overlap_from_words=150),
     "compensate": WorkerConfig(2, 1, local=LocalConfig("compensate"), overlap_from_words=150),
+    "carry": WorkerConfig(1, 1, local=LocalConfig("always", carry=True), overlap_from_words=150),
 }  # fmt: skip
 
 
@@ -147,6 +155,42 @@ def test_compensation_with_the_constants_of_the_only_shard_undoes_the_delay_of_o
     assert not torch.equal(found, real_loop(WorkerConfig(delay, 1)).replica)
 
 
+@pytest.mark.parametrize("name", CARRIED)
+def test_carried_steps_equal_the_loop_by_hand_bit_for_bit(name: str) -> None:
+    config = CARRIED[name]
+    replica, gradient, wire, total = quadratic.initial(), *(torch.zeros(quadratic.SIZE) for _ in range(3))
+    compute, local, update = quadratic.batches(replica, gradient, 0), local_of(config), Update(quadratic.SIZE, CONFIG.update)
+    fresh, sent = replica.clone(), 0
+    assert local is not None
+    for window in range(WINDOWS):
+        began, words, steps = replica.clone(), 0, 0
+        for _ in range(config.delay_at(sent)):
+            batch_words = compute().target_words
+            words += batch_words
+            if local.is_over(sent):
+                total += gradient
+                gradient.zero_()
+            else:
+                local.step(replica, gradient, total, batch_words, sent, ops.new_stats())
+                steps += 1
+        way = replica - began
+        GradientWindow(total, config.clip_norm).seal(wire, words)
+        if window:  # the exchange of the window before is complete, that of this window begins
+            replica.copy_(fresh)
+        sent = update.words
+        if window and steps and not (config.local.warmup_batches and steps < 3):  # a warm-up that has ended leaves nothing behind
+            replica += way
+        update.apply(fresh, wire, words)
+    assert torch.equal(real_loop(config).replica, fresh)
+
+
+def test_carried_steps_with_the_constants_of_the_only_shard_undo_most_of_the_delay_of_overlap() -> None:
+    """Not all: a step is taken at the learning rate of one window earlier."""
+    plain, local = quadratic.plain_loop(WINDOWS, 1), replace(SAME_ADAM, mode="always", carry=True)
+    off = [float((real_loop(WorkerConfig(1, 1, local=config)).replica - plain).norm()) for config in (local, LocalConfig())]
+    assert off[0] < 0.2 * off[1]
+
+
 @pytest.mark.parametrize(("config", "expected"), [(BATCHES, 7), (WORDS, None), (ALWAYS, 3 * WINDOWS)])
 def test_a_warmup_ends_exactly_and_leaves_no_pass_behind(
     config: WorkerConfig, expected: int | None, monkeypatch: pytest.MonkeyPatch
@@ -214,6 +258,7 @@ def test_virtual_time_drops_a_window_with_a_nan_as_the_real_loop_does(overlap: i
         ({"delay": 1, "delay_ramp_words": 100}, "delay_ramp_words has no effect with worker.delay=1"),
         ({"local": LocalConfig("compensate")}, "compensate has no effect with worker.overlap=0"),
         ({"overlap": 1, "local": LocalConfig("always", write_back=True)}, "write_back=true with worker.overlap=1, expected"),
+        ({"delay": 2, "local": LocalConfig("always", carry=True)}, "carry=true has no effect with worker.overlap=0"),
         ({"delay": 2, "delay_ramp_words": -1}, "delay_ramp_words is -1"),
         ({"overlap_from_words": 100}, "overlap_from_words has no effect with worker.overlap=0"),
         ({"overlap": 1, "overlap_from_words": -1}, "overlap_from_words is -1"),
