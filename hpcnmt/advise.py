@@ -21,7 +21,7 @@ from hpcnmt.advise_findings import advised_options, all_findings, disagreements,
 from hpcnmt.advise_local import FACTOR
 from hpcnmt.advise_measured import TUNING_WHAT
 from hpcnmt.advise_pick import check_flags, pick
-from hpcnmt.advise_setting import Finding, Setting, number
+from hpcnmt.advise_setting import Finding, Setting, as_yaml, number
 from hpcnmt.config import from_mapping, load_recipe, override
 from hpcnmt.distributed.activity import TRAINING
 from hpcnmt.reading import read_json
@@ -107,7 +107,7 @@ def _result(setting: Setting, recipe: Recipe | None) -> dict[str, Any]:
         "setting": numbers_of(setting), "findings": [asdict(finding) for finding in findings],
         "disagreements": [asdict(disagreement) for disagreement in disagreements(setting, findings)],
         "judged": [asdict(judgement) for judgement in judged], "remarks": remarks(setting),
-        "set": [f"{option}={advised[option]}" for option in lines],
+        "set": [f"{option}={as_yaml(advised[option])}" for option in lines],
     }  # fmt: skip
 
 

@@ -155,7 +155,8 @@ def _on_beta1(setting: Setting, values: Values) -> Disagreement | None:
         "staleness already acts as momentum (a rule derived for SGD and exponential times of work, while the paper tuned Adam's beta1 up "
         "for its own data, and betas by words were found counterproductive for Adam). Measured, each at its best learning rate: "
         f"beta1 0 {M['async-b0-lr2']:.2f}, 0.5 {M['async-b0.5-lr1']:.2f}, 0.9 {M['async-b0.9-lr1']:.2f}; synchronous training 0.5 "
-        f"{M['synchronous-b0.5-lr2']:.2f}, 0.9 {M['synchronous-b0.9-lr1']:.2f}: so short a run likes low momentum without staleness, too"
+        f"{M['synchronous-b0.5-lr2']:.2f}, 0.7 {M['synchronous-b.7-lr2.0']:.2f}, 0.9 {M['synchronous-b0.9-lr1']:.2f}: "
+        "so short a run likes low momentum without staleness, too"
     )
     return Disagreement("beta1", _sides(values, sides), f"explicit momentum, {number(advised_beta1(setting))}", why)
 

@@ -17,13 +17,16 @@ PAPER = "Bogoychev et al. 2018, arXiv 1808.08859: its code"
 
 
 def _mode(setting: Setting) -> str:
-    """The local steps that have an effect in a setting: those of the recipe, where it has some."""
-    chosen = setting.recipe.worker.local.mode
-    if chosen != "off":
-        return chosen if chosen == "compensate" or setting.delay > 1 else "off"
-    if setting.recipe.worker.overlap:
+    """The local steps that have an effect in a setting: those of the recipe, where it has some; `carry` where they are to be carried.
+
+    Under overlap they always are: the next swap erases them long before the shards' own steps arrive.
+    """
+    chosen, overlap = setting.recipe.worker.local.mode, setting.recipe.worker.overlap
+    if overlap and (chosen in ("always", "warmup") or (chosen == "off" and setting.in_lockstep)):
+        return "carry"
+    if chosen == "compensate" or (overlap and chosen == "off"):
         return "compensate"
-    return "always" if setting.delay > 1 else "off"
+    return "off" if setting.delay == 1 else "always" if chosen == "off" else chosen
 
 
 def look_ahead(setting: Setting) -> float:
@@ -35,6 +38,8 @@ def look_ahead(setting: Setting) -> float:
         return rules.compensation_factor(setting.staleness)
     if setting.in_lockstep:
         return float(setting.workers)
+    if mode == "carry":
+        return rules.carried_factor(setting.staleness, setting.delay)
     return rules.look_ahead_factor(setting.staleness, setting.delay)
 
 
@@ -56,6 +61,8 @@ def local_findings(setting: Setting) -> list[Finding]:
         formula = f"S = {number(s)}, worker.local.mode=compensate"
     elif setting.in_lockstep:
         formula = f"N = {n} (lockstep)"
+    elif _mode(setting) == "carry":
+        formula = f"2 S tau / (3 tau - 1) = 2 x {number(s)} x {tau} / {3 * tau - 1}, worker.local.carry=true"
     else:
         formula = f"2 S tau / (tau - 1) = 2 x {number(s)} x {tau} / {tau - 1}"
     return [*found, Finding("look-ahead of local steps", "factor", factor, formula, MEASURED, True)]
@@ -66,7 +73,11 @@ def advised_local(setting: Setting) -> dict[str, int | float | str]:
     factor = look_ahead(setting)
     if not factor:
         return {}
-    return {
-        "worker.local.mode": _mode(setting), FACTOR: round(factor, 1), "worker.local.optimizer.beta1": LOCAL_BETA1,
+    mode, chosen = _mode(setting), setting.recipe.worker.local.mode
+    if mode == "carry":
+        mode = "always" if chosen == "off" else chosen
+    carry: dict[str, int | float | str] = {"worker.local.carry": True} if _mode(setting) == "carry" else {}
+    return carry | {
+        "worker.local.mode": mode, FACTOR: round(factor, 1), "worker.local.optimizer.beta1": LOCAL_BETA1,
         "worker.local.optimizer.beta2": setting.recipe.optimizer.beta2,
     }  # fmt: skip

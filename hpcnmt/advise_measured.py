@@ -61,11 +61,12 @@ RATES: dict[float, tuple[str, dict[str, float]]] = {
 }
 """Gbit/s of every link -> file, and target words per second of each method."""
 
-TUNING_SOURCES = ("ablation-multi30k-2x128-tuning.json", "ablation-multi30k-2x128-local.json")
+TUNING_SOURCES = tuple(f"ablation-multi30k-2x128-{part}.json" for part in ("tuning", "local", "carry"))
 TUNING_WHAT = "validation nats/word of a 2+2 x 128 Transformer after 700,000 words, 4 workers, one seed (docs/method.md)"
 TUNING: dict[str, float] = {
     "async-b0-lr1": 3.567, "async-b0-lr2": 3.518, "async-b0-lr3": 3.835, "async-b0.5-lr1": 3.693, "async-b0.5-lr2": 3.814,
     "async-b0.9-lr1": 3.753, "async-overlap-b0-lr1": 4.358, "hybrid4-b0.5-lr1": 3.676, "synchronous-b0.5-lr2": 2.834,
-    "synchronous-b0.9-lr1": 3.327, "tau4-lr.5": 4.886, "local-tau4-lr1-f8": 3.323, "local-tau4-lr1-f2": 4.233,
+    "synchronous-b.7-lr2.0": 2.776, "synchronous-b0.9-lr1": 3.327, "tau4-lr.5": 4.886, "local-tau4-lr1-f8": 3.323,
+    "local-tau4-lr1-f2": 4.233,
 }  # fmt: skip
 """Trial, as it is named in those files -> what it ended at."""

@@ -120,8 +120,13 @@ class Judgement:
     fits: bool
 
 
+def as_yaml(value: float | str) -> str:
+    """As --set takes it."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
 def number(value: float | str) -> str:
-    """Three or four digits, thousands apart: 0.15, 3.5, 400,000; a word as it is."""
-    if isinstance(value, str):
-        return value
+    """Three or four digits, thousands apart: 0.15, 3.5, 400,000; a word as it is, true and false."""
+    if isinstance(value, (str, bool)):
+        return as_yaml(value)
     return f"{value:,.0f}" if abs(value) >= 1000 or value == round(value) else f"{value:.3g}"

@@ -1,8 +1,9 @@
 """Where a curve reaches a target, and the median of that over seeds. Used by time_to_bleu.py, product.py and ablation_summary.py.
 
-One validation jumps up and down by more than it rises near the end. So the target is reached at the first validation at which the mean of
-the last VALIDATIONS ones is as good as the target (a BLEU not below it, a cross-entropy not above it); its words and seconds count, later
-than a single lucky validation would say, and nothing is interpolated.
+One validation jumps up and down by more than it rises near the end. So the target is reached where the mean of the last VALIDATIONS ones
+first becomes as good as the target (a BLEU not below it, a cross-entropy not above it): later than a single lucky validation would say.
+Between the validation where it is and the one before, words and seconds are interpolated linearly; the first mean of a curve has none
+before it and counts in full.
 """
 
 from __future__ import annotations
@@ -26,9 +27,11 @@ def crossing(curve: Sequence[Mapping[str, float]], target: float, metric: str = 
     """The `target_words` (and `seconds`, where the curve has them) at which `target` is reached; None when it never is."""
     sign = -1.0 if metric in LOWER_IS_BETTER else 1.0
     for end in range(VALIDATIONS, len(curve) + 1):
-        mean = mean_of_last(curve[:end], metric)
+        before, mean = mean_of_last(curve[: end - 1], metric), mean_of_last(curve[:end], metric)
         if mean is not None and sign * mean >= sign * target:
-            return {name: curve[end - 1][name] for name in ("target_words", "seconds") if name in curve[end - 1]}
+            share = 1.0 if before is None else (target - before) / (mean - before)
+            (last, here) = curve[end - 2], curve[end - 1]
+            return {name: last[name] + share * (here[name] - last[name]) for name in ("target_words", "seconds") if name in here}
     return None
 
 

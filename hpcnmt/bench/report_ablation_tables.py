@@ -71,7 +71,7 @@ def tuned(results: Figures) -> str:
     """The best trial of every method, with what it sets."""
     columns: dict[str, Callable[[Figures], str]] = {
         "method": field("method"), "trials": field("trials"), "best trial": field("best"),
-        "its options": lambda row: ", ".join(show(option) for option in row.get("set") or ()) or MISSING,
+        "its options": lambda row: ", ".join(map(show, row["set"] if isinstance(row.get("set"), list) else ())) or MISSING,
         "last cross-entropy": _spread("cross_entropy", 4), "last BLEU": _spread("bleu", 2),
     }  # fmt: skip
     return by_columns("Tuning: the best trial of every method, by cross-entropy", rows_of(results, "tuned"), columns)

@@ -265,7 +265,7 @@ def comm(results: Figures) -> Picture | None:
         "raw Get": ("raw_get_gb_per_s", ORANGE), "memcpy": ("memcpy_gb_per_s", GREY),
     }  # fmt: skip
     fields = [name for name, _ in bars.values()]
-    found = {key: point for key, point in points(results).items() if any(point.get(name) is not None for name in fields)}
+    found = {key: point for key, point in points(results).items() if any(number(point.get(name)) is not None for name in fields)}
     chosen, left_out = _first(found, MOST_BARS)
     if not chosen:
         return None
@@ -274,7 +274,7 @@ def comm(results: Figures) -> Picture | None:
     for axis, names in zip(axes, groups, strict=True):
         for place, name in enumerate(names):
             field, colour = bars[name]
-            rates = [(row, rate) for row, point in enumerate(chosen.values()) if (rate := point.get(field)) is not None]
+            rates = [(row, rate) for row, point in enumerate(chosen.values()) if (rate := number(point.get(field))) is not None]
             rows = [row + 0.4 * (place - (len(names) - 1) / 2) for row, _ in rates]
             drawn = axis.barh(rows, [rate for _, rate in rates], height=0.38, color=colour, label=name)
             axis.bar_label(drawn, [f" {rate:.3g}" for _, rate in rates], fontsize=8)

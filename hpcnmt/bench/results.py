@@ -76,7 +76,7 @@ class Results:
             found = self._content["kind"]
             if found != kind:
                 raise ValueError(f"{path} exists with another kind (found {short(found)}, expected {kind!r}): choose another --out")
-            if difference := configuration_difference(self._content.get("config", {}), config):
+            if difference := configuration_difference(check(self._content.get("config", {}), {str: object}, path, "config"), config):
                 raise ValueError(f"{path} exists with another config ({difference}): choose another --out")
             check(self._content["points"], {str: {str: object}}, path)
         else:

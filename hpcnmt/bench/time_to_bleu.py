@@ -1,9 +1,9 @@
 """Seconds and words until a BLEU target, by real runs of several variants and seeds, one run at a time.
 
 A variant is NAME:KEY=VALUE,... with mode=plain|sync|async, workers (sync, async), shards (async) and options SECTION.OPTION of the recipe.
-The target is reached at the first validation at which the mean of the last 3 is at least --bleu; its words and seconds count, and
-nothing is interpolated. Seconds are seconds of training up to the parameters that were validated: validation is off the clock where
-training stands still meanwhile (plain, sync); asynchronous training goes on while worker 0 validates, and so does its clock. The summary
+The target is reached where the mean of the last 3 validations is first at least --bleu; words and seconds between two validations are
+interpolated. Seconds are seconds of training up to the parameters that were validated: validation is off the clock where training stands
+still meanwhile (plain, sync); asynchronous training goes on while worker 0 validates, and so does its clock. The summary
 has medians over seeds, where a seed that never gets there counts as later than all.
 
 With --from-quality and --from-throughput (results of these kinds) every variant that they cover gets the product: words to the target of

@@ -91,6 +91,14 @@ def look_ahead_factor(staleness: float, delay: int) -> float:
     return 2.0 * staleness * delay / (delay - 1)
 
 
+def carried_factor(staleness: float, delay: int) -> float:
+    """2 S tau / (3 tau - 1): the same of local steps that are carried to the next window under overlap 1.
+
+    A batch sees the tau local steps of the window in flight and (tau - 1) / 2 of its own. With tau 1 it is the compensation factor.
+    """
+    return 2.0 * staleness * delay / (3 * delay - 1)
+
+
 def compensation_factor(staleness: float) -> float:
     """S: one step by the push in flight that goes as far as the S pushes which come before its successor (the same rule)."""
     return staleness

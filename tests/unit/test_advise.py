@@ -16,6 +16,7 @@ from hpcnmt.cli import main
 from hpcnmt.config import RECIPES, load_recipe, override
 from hpcnmt.distributed.policy import ShardPolicy
 from hpcnmt.distributed.worker import WorkerConfig
+from hpcnmt.optim import rules
 from hpcnmt.optim.local import LocalConfig
 from hpcnmt.training.recipe import Recipe, build_recipe
 
@@ -82,7 +83,8 @@ def test_local_steps_look_as_far_ahead_as_the_parameters_move() -> None:
     assert factor(4, delay=4) == 8.0 and factor(4, delay=2) == 12.0 and factor(16, delay=4) == 40.0
     assert factor(4, delay=4, lockstep=True) == 4.0 and factor(4, delay=1) is None
     assert factor(4, delay=2, overlap=1) == 7.0 == factor(4, delay=1, overlap=1)
-    assert factor(4, delay=2, overlap=1, local=LocalConfig("always")) == 28.0  # the recipe's own kind of local steps
+    assert factor(4, delay=2, overlap=1, local=LocalConfig("always")) == 5.6 == rules.carried_factor(7, 2)  # they are to be carried
+    assert factor(4, delay=2, overlap=1, lockstep=True) == 4.0 and rules.carried_factor(7, 1) == rules.compensation_factor(7)
     assert factor(1, delay=2, overlap=1) is None
 
 

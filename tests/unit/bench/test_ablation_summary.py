@@ -61,7 +61,8 @@ def test_cross_entropy_reaches_its_target_from_above() -> None:
 def test_the_baseline_reaches_what_it_reaches_at_its_end(seeds: int) -> None:
     found = points(*(point("base", seed, 9, 8, 7 - seed / 10, 6 - seed / 10, 5 + seed / 10) for seed in range(1, seeds + 1)))
     row = summarize(found, GRID, [])["policies"][0]
-    assert row["words_to_cross_entropy"] == row["words_to_bleu"] == 500
+    for metric in ("cross_entropy", "bleu"):  # exactly at its end where that seed is in the middle; of two, the other is a little sooner
+        assert row[f"words_to_{metric}"] == 500 if seeds % 2 else 450 < row[f"words_to_{metric}"] < 500
     assert row["reached_cross_entropy"] > seeds / 2
     ends = [statistics.fmean(r["cross_entropy"] for r in p["curve"][-3:]) for p in found.values()]
     assert summarize(found, GRID, [])["target"]["cross_entropy"] in ends

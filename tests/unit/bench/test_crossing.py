@@ -1,4 +1,4 @@
-"""Where a curve reaches its target: the mean of three validations counts, at the last of them; and medians over seeds."""
+"""Where a curve reaches its target: the mean of three validations counts, between the last two of them; and medians over seeds."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ def curve(*bleu: float) -> list[dict[str, float]]:
 
 def test_one_lucky_validation_does_not_reach_the_target() -> None:
     assert crossing(curve(1, 9, 1, 2, 3), 5) is None
-    assert crossing(curve(1, 9, 1, 2, 6, 7, 9), 5) == {"target_words": 600, "seconds": 60.0}
+    assert crossing(curve(1, 9, 1, 2, 6, 7, 9), 5) == {"target_words": 600, "seconds": 60.0}  # the means: 11/3, 4, 3, 5, ...
+    assert crossing(curve(1, 9, 1, 2, 6, 7, 9), 4.5) == {"target_words": 575, "seconds": 57.5}
+    assert crossing(curve(6, 6, 6), 5) == {"target_words": 300, "seconds": 30.0}, "the first mean has none before it"
     assert crossing(curve(9, 9), 5) is None, "two validations have no mean of three"
 
 
@@ -27,10 +29,13 @@ def test_a_curve_of_virtual_time_has_words_only() -> None:
 
 
 @given(st.lists(st.integers(0, 100), min_size=3, max_size=20), st.integers(0, 100))
-def test_the_crossing_is_the_first_window_of_three_that_is_high_enough(bleu: list[int], target: int) -> None:
+def test_the_crossing_is_at_the_first_window_of_three_that_is_high_enough_or_shortly_before(bleu: list[int], target: int) -> None:
     found = crossing(curve(*bleu), target)
     high = [i for i in range(2, len(bleu)) if sum(bleu[i - 2 : i + 1]) >= 3 * target]
-    assert found == ({"target_words": 100 * (high[0] + 1), "seconds": 10.0 * (high[0] + 1)} if high else None)
+    assert (found is None) == (not high)
+    if found:
+        assert (300 if high[0] == 2 else 100 * high[0]) <= found["target_words"] <= 100 * (high[0] + 1)
+        assert found["seconds"] == pytest.approx(found["target_words"] / 10)
 
 
 @given(st.lists(st.integers(0, 100), min_size=3, max_size=20), st.integers(0, 99))

@@ -49,11 +49,22 @@ def test_only_the_first_difference_is_named_and_shortened(tmp_path: Path) -> Non
     assert len(str(refused.value)) < 300 and "clock" not in str(refused.value)
 
 
+def test_a_configuration_that_is_none_is_refused(tmp_path: Path) -> None:
+    """Found by fuzzing."""
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps({"format": 1, "kind": "quality", "points": {}, "config": "x"}))
+    with pytest.raises(ValueError, match="found 'x' for config in .*, expected a mapping"):
+        Results(path, "quality", CONFIG)
+
+
 def test_flat_options_are_completed_as_nested_ones() -> None:
     assert completed(flat_options(OPTIONS)) == completed(OPTIONS) == flat_options(OPTIONS)
 
 
-GRIDS = {"multi30k-transformer": "ablation-multi30k-2x128", "multi30k-transformer-local-trials": "ablation-multi30k-2x128-local"}
+GRIDS = {
+    "multi30k-transformer-first": "ablation-multi30k-2x128-first", "multi30k-transformer-local-trials": "ablation-multi30k-2x128-local",
+    "multi30k-transformer-carry-trials": "ablation-multi30k-2x128-carry",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("grid, results", GRIDS.items())

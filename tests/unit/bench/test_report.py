@@ -219,6 +219,17 @@ def test_whatever_json_holds_gives_a_page(seed: int, tmp_path: Path) -> None:
     assert Page(page.read_text("utf-8")).rows[1][1][:2] == ["junk", kind]
 
 
+def test_values_of_mixed_types_are_left_out_of_pictures_and_tables(tmp_path: Path) -> None:
+    """Found by fuzzing."""
+    comm, ablation = one_point("comm"), one_point("ablation")
+    (point,) = comm["points"].values()
+    point["push_gb_per_s"] = "fast"
+    comm["points"]["another"] = point | {"push_gb_per_s": 1.0}
+    ablation["summary"]["tuned"] = [{"method": "async", "set": 5}]
+    pages = [write_report([write(tmp_path, "junk", results)], tmp_path / "report.html")[-1] for results in (comm, ablation)]
+    assert all("junk" in page.read_text("utf-8") for page in pages)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
