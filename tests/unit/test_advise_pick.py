@@ -116,7 +116,7 @@ def test_another_model_and_batch_are_another_network(capsys: pytest.CaptureFixtu
 
 
 def test_the_words_per_second_of_a_cluster_of_ones_own(capsys: pytest.CaptureFixture[str]) -> None:
-    path = RESULTS / "throughput-10gbit.json"
+    path = RESULTS / "throughput-10gbit-methods.json"
     own, shipped = picked(capsys, "--workers", 4, "--throughput", path), picked(capsys, "--workers", 4, "--network-gbit", 10)
     assert [row["name"] for row in own["rows"]] == [row["name"] for row in shipped["rows"]]
     assert [row["words_per_s"] for row in own["rows"]] == pytest.approx([row["words_per_s"] for row in shipped["rows"]], abs=0.5)
