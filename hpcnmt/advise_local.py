@@ -73,10 +73,10 @@ def advised_local(setting: Setting) -> dict[str, int | float | str]:
     factor = look_ahead(setting)
     if not factor:
         return {}
-    mode, chosen = _mode(setting), setting.recipe.worker.local.mode
+    mode, carry = _mode(setting), dict[str, int | float | str]()
     if mode == "carry":
-        mode = "always" if chosen == "off" else chosen
-    carry: dict[str, int | float | str] = {"worker.local.carry": True} if _mode(setting) == "carry" else {}
+        chosen = setting.recipe.worker.local.mode
+        mode, carry = "always" if chosen == "off" else chosen, {"worker.local.carry": True}
     return carry | {
         "worker.local.mode": mode, FACTOR: round(factor, 1), "worker.local.optimizer.beta1": LOCAL_BETA1,
         "worker.local.optimizer.beta2": setting.recipe.optimizer.beta2,

@@ -26,11 +26,12 @@ def mean_of_last(curve: Sequence[Mapping[str, float]], metric: str = "bleu") -> 
 def crossing(curve: Sequence[Mapping[str, float]], target: float, metric: str = "bleu") -> dict[str, float] | None:
     """The `target_words` (and `seconds`, where the curve has them) at which `target` is reached; None when it never is."""
     sign = -1.0 if metric in LOWER_IS_BETTER else 1.0
+    mean = None
     for end in range(VALIDATIONS, len(curve) + 1):
-        before, mean = mean_of_last(curve[: end - 1], metric), mean_of_last(curve[:end], metric)
+        before, mean = mean, mean_of_last(curve[:end], metric)
         if mean is not None and sign * mean >= sign * target:
             share = 1.0 if before is None else (target - before) / (mean - before)
-            (last, here) = curve[end - 2], curve[end - 1]
+            last, here = curve[end - 2], curve[end - 1]
             return {name: last[name] + share * (here[name] - last[name]) for name in ("target_words", "seconds") if name in here}
     return None
 
