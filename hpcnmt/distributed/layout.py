@@ -6,7 +6,8 @@ ranks of the world, so worker w is rank w. Used by transports, shards and worker
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 # Control words of one shard (int64). A block of header words, then one block for each worker.
@@ -49,6 +50,8 @@ class Layout:
     ring_slots: int = 4
     wire: Literal["fp32", "bf16"] = "fp32"
     """Type of pushed gradients; parameters always travel in fp32."""
+    rounds: tuple[int, ...] = ()
+    """For each shard how many of the shards before it are on its host; (): every shard is taken to be alone on its host."""
 
     def __post_init__(self) -> None:
         for name in ("parameters", "workers", "shards"):
@@ -81,6 +84,10 @@ class Layout:
         (first, last), (begin, end) = self.slices()[shard], self.part(worker)
         begin = min(max(begin, first), last)
         return begin, max(min(end, last), begin)
+
+    def with_hosts(self, hosts: Sequence[str]) -> Layout:
+        """The same, with what it takes to order pushes by: the host of every shard. One host for all has no link to share."""
+        return replace(self, rounds=tuple(hosts[:s].count(hosts[s]) for s in range(self.shards)) if len(set(hosts)) > 1 else ())
 
     def lane(self, shard: int) -> int:
         """Lane of `shard`: the first half of the shards, and the second. Neighbours are often on one host and share its link."""

@@ -70,8 +70,13 @@ def ranks_of_this_host() -> list[int]:
 
     By the hosts' names: what MPI itself takes for one host can be switched off (slurm/hetjob.sbatch has to).
     """
-    names = MPI.COMM_WORLD.allgather(MPI.Get_processor_name())
+    names = _hosts()
     return [rank for rank, name in enumerate(names) if name == names[MPI.COMM_WORLD.rank]]
+
+
+def _hosts() -> list[str]:
+    """The host of every rank. Collective."""
+    return MPI.COMM_WORLD.allgather(MPI.Get_processor_name())
 
 
 def check_memory(layout: Layout, ranks: list[int]) -> None:
@@ -100,6 +105,7 @@ class MpiWindows:
     """Allocates the windows on all ranks and is a worker's transport (see transport.Transport)."""
 
     def __init__(self, layout: Layout, deadlines: DeadlineConfig, activity: Activity | None = None) -> None:
+        layout = layout.with_hosts(_hosts()[layout.workers :])
         self.layout, self.deadlines = layout, deadlines
         self.activity = activity or Activity()
         self.comm = MPI.COMM_WORLD

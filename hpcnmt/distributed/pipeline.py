@@ -2,8 +2,10 @@
 
 A link carries both directions at once, so a push and a pull of M bytes over S shards take about (S + 2) / S times M / bandwidth.
 Each lane of shards (layout.py) has one slice on its way out, and as many come back, so that a worker keeps the links of several hosts
-busy; workers begin with different shards of a lane and so share the load. Every slice keeps the order of exchange.py: data, header,
-flag; applied; version, ring slot, version. Called by Exchange.push_and_pull in the worker's helper thread, through any transport.
+busy; workers begin with different shards of a lane and so share the load. Where hosts have several shards, all workers push to the first
+shard of every host before the second: in lockstep these have all pushes after a part of the time, and come back beside the rest. Every
+slice keeps the order of exchange.py: data, header, flag; applied; version, ring slot, version. Called by Exchange.push_and_pull in the
+worker's helper thread, through any transport.
 """
 
 from __future__ import annotations
@@ -27,10 +29,15 @@ ASK_EVERY_S = 1e-3
 
 
 def lanes_of(worker: int, layout: Layout) -> list[list[int]]:
-    """The shards of every lane in the order in which `worker` pushes to them; workers begin evenly spread over a lane."""
-    lanes = [[shard for shard in range(layout.shards) if layout.lane(shard) == lane] for lane in range(LANES)]
-    first = [worker * len(lane) // layout.workers for lane in lanes]
-    return [lane[begin:] + lane[:begin] for lane, begin in zip(lanes, first, strict=True)]
+    """The shards of every lane in the order in which `worker` pushes to them: round by round, workers evenly spread over a round."""
+    rounds = layout.rounds or (0,) * layout.shards
+    lanes: list[list[int]] = [[] for _ in range(LANES)]
+    for number in range(max(rounds) + 1):
+        for lane, order in enumerate(lanes):
+            shards = [shard for shard in range(layout.shards) if rounds[shard] == number and layout.lane(shard) == lane]
+            first = worker * len(shards) // layout.workers
+            order += shards[first:] + shards[:first]
+    return lanes
 
 
 class Pipeline:

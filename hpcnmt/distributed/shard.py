@@ -86,7 +86,7 @@ class Shard:
     ) -> None:  # fmt: skip
         self.index, self.layout, self.config, self.memory, self.clock = index, layout, config, memory, clock
         size = layout.slice_size(index)
-        self.update, self.buffer = Update(size, config.update), PushBuffer(size, config.policy)
+        self.update, self.buffer = Update(size, config.update, workers=layout.workers), PushBuffer(size, config.policy)
         self.words = 0  # global target words received, those in the buffer included
         self.version, self.cut, self.stalls = -1, 0, 0
         self.next_cut_words = config.cut_words

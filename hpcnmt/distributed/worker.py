@@ -66,7 +66,12 @@ class WorkerConfig:
                 "worker.local.carry=true has no effect with worker.overlap=0: no batch is computed while a push is in flight; "
                 "set worker.overlap to 1, or worker.local.carry to false"
             )
-        if local.mode == "off":
+        if local.average and self.overlap and not local.carry:
+            raise ValueError(
+                "found worker.local.average=true and worker.overlap=1 without worker.local.carry: the next replica would lack the "
+                "window in flight; set worker.local.carry to true"
+            )
+        if local.mode == "off" or local.average:
             return
         if local.mode == "compensate":
             if not self.overlap:

@@ -8,7 +8,10 @@ left: moments and accumulator are freed.
 The other form, compensate (that of Marian 1.5 on several nodes), has no steps within a window. Under overlap 1 a worker goes on with a
 replica that lacks the push it has just sent; it takes that step itself, with its local Adam, until the next replica brings the shards'
 own. With one worker and equal constants it takes the very step of the shard. `carry` is the same for local steps after every batch: the
-way that they have gone in the window in flight is gone again on the fresh replica. Called by distributed/worker.py, virtual.py, replay.py.
+way that they have gone in the window in flight is gone again on the fresh replica.
+
+With `average` the way is also what is pushed, in place of the gradients (local SGD): the shards only average (averaging.py).
+Called by distributed/worker.py, virtual.py, replay.py.
 """
 
 from __future__ import annotations
@@ -44,6 +47,8 @@ class LocalConfig:
     """Times the shards' learning rate of the same words."""
     carry: bool = False
     """always, warmup: under overlap 1 the local steps of the window in flight are kept on the fresh replica, which lacks its push."""
+    average: bool = False
+    """always: what is pushed is the way that the local steps of a window have gone, and the shards move by the mean way of the workers."""
 
     @property
     def looks_ahead(self) -> bool:
@@ -61,6 +66,8 @@ class LocalConfig:
                 f"found worker.local.warmup_words={self.warmup_words} and worker.local.warmup_batches={self.warmup_batches}, "
                 "expected exactly one of them above 0 with worker.local.mode=warmup"
             )
+        if self.average and self.mode != "always":
+            raise ValueError(f"found worker.local.average=true with worker.local.mode={self.mode}, expected worker.local.mode=always")
         later = self.optimizer.later
         if self.mode == "warmup" and not later.gradual and 0 < self.warmup_words < later.words:
             raise ValueError(
@@ -126,10 +133,12 @@ class LocalWindow(GradientWindow):
             accumulator = gradient
         elif accumulator is None:
             accumulator = torch.zeros_like(gradient)
-        super().__init__(accumulator, clip_norm, error_feedback)
+        self._averages = local is not None and local.config.average
+        super().__init__(accumulator, 0.0 if self._averages else clip_norm, error_feedback)
         self.gradient, self.local, self.stepping = gradient, local, stepping
-        # With carry: the replica where the window began, then the way from there to its end; and how many local steps led there.
-        self._way = torch.empty_like(gradient) if local is not None and stepping and local.config.carry else None
+        # The replica where the window began, then the way from there to its end; and how many local steps led there.
+        needs_way = local is not None and stepping and (local.config.carry or local.config.average)
+        self._way = torch.empty_like(gradient) if needs_way else None
         self._steps = self._steps_of_way = 0
 
     def before_batch(self, global_words: int) -> None:
@@ -170,5 +179,10 @@ class LocalWindow(GradientWindow):
             self.local.compensate(replica, pushed, target_words, global_words)
 
     def seal(self, wire: Tensor, target_words: int, has_norm: bool = False) -> bool:
-        """See GradientWindow.seal; the last local step of a window has left the norm."""
+        """See GradientWindow.seal; the last local step of a window has left the norm.
+
+        With `average` the way takes the place of the summed gradient, with its sign: against the way that the parameters go.
+        """
+        if self._averages and self._way is not None and not self.stats[1] > 0:
+            torch.neg(self._way, out=self.accumulator)
         return super().seal(wire, target_words, has_norm or self.stepping)

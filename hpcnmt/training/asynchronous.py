@@ -133,7 +133,7 @@ def _serve(windows: MpiWindows, recipe: Recipe, run: Path, report: RankReport, s
         mark_failed(part_folder(run, cut_number(raised)), saving.saver.name)
     saving.saver.close()
     staleness = {str(k): v for k, v in sorted(shard.staleness.items())}
-    untouched = shard.update.adam.untouched
+    untouched = shard.update.rule.untouched
     figures = {"updates": shard.steps, "target_words": shard.words, "staleness": staleness, "untouched_elements": untouched}
     (run / f"shard-{shard.index}.json").write_text(json.dumps(figures) + "\n", "utf-8")
     return FINISHED

@@ -105,7 +105,7 @@ class Recipe:
     @property
     def update(self) -> UpdateConfig:
         """The update rule of shards, synchronous workers, plain loop and virtual time."""
-        return UpdateConfig(self.optimizer, self.schedule, self.training.ema_alpha)
+        return UpdateConfig(self.optimizer, self.schedule, self.training.ema_alpha, self.worker.local.average)
 
 
 _ENGINE = (
@@ -120,6 +120,7 @@ WITHOUT_EFFECT = {
     ("training.mode", "virtual"): ("deadlines", "sync", "checkpoint", "divergence", "training.record"),
     ("worker.local.mode", "off"): ("worker.local",),
     ("worker.local.mode", "always"): ("worker.local.warmup_words", "worker.local.warmup_batches"),
+    ("worker.local.average", "True"): ("optimizer", "shard.clip_norm", "worker.local.write_back", "schedule.restart_on_stall"),
     ("worker.local.mode", "compensate"):
         ("worker.local.warmup_words", "worker.local.warmup_batches", "worker.local.write_back", "worker.local.carry"),
     ("optimizer.later.words", "0"): ("optimizer.later",),

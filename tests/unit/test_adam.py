@@ -56,7 +56,7 @@ def test_an_update_takes_the_betas_of_the_words_it_brings_in() -> None:
     for step, words in enumerate((10, 20, 9, 1, 10)):
         gradient = torch.cos(torch.arange(quadratic.SIZE) + step)
         if step == 3:
-            theirs.adam.config = late
+            theirs.rule.config = late
         ours.apply(results[0], gradient, words)
         theirs.apply(results[1], gradient, words)
     assert torch.equal(*results)

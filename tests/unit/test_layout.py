@@ -59,3 +59,22 @@ def test_every_worker_pushes_to_every_shard_once_and_workers_begin_spread(worker
         begins[lanes[0][0] if lanes[0] else lanes[1][0]] += 1
     most = max(1, -(-workers // max(1, sum(layout.lane(s) == 0 for s in range(shards)))))
     assert max(begins.values()) <= most
+
+
+@given(st.integers(1, 12), st.integers(2, 6), st.integers(1, 4), st.booleans())
+def test_all_workers_push_to_the_first_shard_of_every_host_before_the_second(workers: int, hosts: int, each: int, dealt: bool) -> None:
+    shards = hosts * each
+    names = [f"host{shard % hosts if dealt else shard // each}" for shard in range(shards)]
+    layout = Layout(1000, workers, shards).with_hosts(names)
+    for worker in range(workers):
+        lanes = lanes_of(worker, layout)
+        assert sorted(shard for lane in lanes for shard in lane) == list(range(shards))
+        for lane in lanes:
+            rounds = [names[:shard].count(names[shard]) for shard in lane]
+            assert rounds == sorted(rounds)
+
+
+def test_shards_of_one_host_are_begun_with_in_turn() -> None:
+    layout = Layout(1000, 4, 8)
+    assert layout.with_hosts(["here"] * 8) == layout
+    assert [lanes_of(worker, layout)[0][0] for worker in range(4)] == [0, 1, 2, 3]

@@ -149,7 +149,7 @@ def test_clipping_limits_the_norm_of_what_goes_into_adam(divide: bool, limit: fl
         norm = float(gradient.norm()) / (words if divide else 1)
         scaled.apply(expected, gradient * min(1.0, limit / norm), words)
     torch.testing.assert_close(values, expected, rtol=0, atol=1e-7)
-    torch.testing.assert_close(float(clipped.adam.moment2.sum()), float(scaled.adam.moment2.sum()), rtol=1e-4, atol=0)
+    torch.testing.assert_close(float(clipped.rule.moment2.sum()), float(scaled.rule.moment2.sum()), rtol=1e-4, atol=0)
 
 
 def test_a_shard_clips_what_comes_over_a_rounding_wire() -> None:

@@ -30,6 +30,8 @@ WORKERS = 3
 DEADLINES = DeadlineConfig(stall_warning_s=5, cut_s=10, peer_s=30, job_s=60)
 EMA = ShardConfig(replace(quadratic.UPDATE, ema_alpha=0.01))
 STALLS = ShardConfig(replace(quadratic.UPDATE, schedule=replace(quadratic.SCHEDULE, restart_on_stall=True)))
+AVERAGES = ShardConfig(replace(quadratic.UPDATE, ema_alpha=0.01, average=True))
+AVERAGE = LocalConfig("always", average=True, carry=True)
 OF_PUSHES = ShardConfig(quadratic.UPDATE, policy=ShardPolicy(4, damp_staleness=True, clip_norm=0.05))
 
 
@@ -53,6 +55,8 @@ CASES = {
     "buffer over bf16": Case(WorkerConfig(1, 1), OF_PUSHES, "bf16"),
     "local steps": Case(WorkerConfig(3, 1, local=LocalConfig("always")), OF_PUSHES, cut_words=150),
     "carried steps": Case(WorkerConfig(2, 1, local=LocalConfig("always", carry=True)), EMA, "bf16", spoiled=(3, 8), cut_words=150),
+    "averaged ways": Case(WorkerConfig(2, 1, local=AVERAGE), AVERAGES, "bf16", spoiled=(3, 8), cut_words=150),
+    "averaged ways in a buffer": Case(WorkerConfig(1, 1, local=AVERAGE), replace(AVERAGES, policy=ShardPolicy(4, True))),
     "warm-up in batches": Case(WorkerConfig(3, local=LocalConfig("warmup", warmup_batches=7))),
     "warm-up in words": Case(WorkerConfig(3, 1, local=LocalConfig("warmup", warmup_words=400), delay_ramp_words=300)),
     "compensation": Case(WorkerConfig(2, 1, local=LocalConfig("compensate")), cut_words=150),

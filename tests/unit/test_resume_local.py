@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -32,6 +33,8 @@ WORKERS = {
     "local": WorkerConfig(3, local=LocalConfig("always")),
     "local overlap": WorkerConfig(2, overlap=1, local=LocalConfig("always")),
     "local carry": WorkerConfig(2, overlap=1, local=LocalConfig("always", carry=True)),
+    "averaged": WorkerConfig(2, local=LocalConfig("always", average=True)),
+    "averaged overlap": WorkerConfig(2, overlap=1, local=LocalConfig("always", average=True, carry=True)),
     "local warm-up": WorkerConfig(2, local=LocalConfig("warmup", warmup_batches=40)),
     "compensate": WorkerConfig(2, overlap=1, local=LocalConfig("compensate")),
     "write-back": WorkerConfig(2, local=LocalConfig("always", write_back=True)),
@@ -43,7 +46,7 @@ class Run:
 
     def __init__(self, worker: WorkerConfig, policy: ShardPolicy, shards: int, wire: Any) -> None:
         layout = Layout(quadratic.SIZE, 1, shards, wire=wire)
-        self.world = LocalShards(layout, ShardConfig(UPDATE, policy=policy))
+        self.world = LocalShards(layout, ShardConfig(replace(UPDATE, average=worker.local.average), policy=policy))
         self.replica, self.gradient = quadratic.initial(), torch.zeros(quadratic.SIZE)
         compute = quadratic.batches(self.replica, self.gradient, 0)
         self.batches = 0
@@ -81,13 +84,14 @@ class Run:
             self.loop.window()
 
     def finish(self) -> tuple[Tensor, list[dict[str, Any]]]:
-        """Parameters and moments [3, parameters], and what else the shards step by."""
+        """Parameters and, where there are some, moments [1 or 3, parameters], and what else the shards step by."""
         self.loop.finish()
         self.loop.close()
         out = torch.empty(quadratic.SIZE)
         self.world.step_rest()
         self.world.parameters(out)
-        moments = [torch.cat([getattr(shard.update.adam, name) for shard in self.world.shards]) for name in ("moment1", "moment2")]
+        states = [shard.update.rule.tensors() for shard in self.world.shards]
+        moments = [torch.cat([state[name] for state in states]) for name in states[0]]
         return torch.stack([out, *moments]), [shard.update.facts() for shard in self.world.shards]
 
 

@@ -13,6 +13,7 @@ from hpcnmt import ops
 from hpcnmt.distributed.deadlines import DeadlineConfig
 from hpcnmt.distributed.exchange import Exchange
 from hpcnmt.distributed.layout import Layout
+from hpcnmt.distributed.policy import ShardPolicy
 from hpcnmt.distributed.shard import ShardConfig
 from hpcnmt.distributed.virtual import ClockConfig, LocalShards, VirtualCluster
 from hpcnmt.distributed.worker import WorkerConfig, WorkerLoop
@@ -51,6 +52,12 @@ CARRIED = {
     "ramp_and_words": WorkerConfig(4, 1, delay_ramp_words=300, local=LocalConfig("warmup", warmup_words=400, carry=True)),
 }  # fmt: skip
 OVERLAPPED |= {f"carry_{name}": config for name, config in CARRIED.items()}
+AVERAGED = {
+    "delay_1": WorkerConfig(1, local=LocalConfig("always", average=True)),
+    "ramp": WorkerConfig(3, delay_ramp_words=300, local=LocalConfig("always", average=True)),
+    "overlapped": WorkerConfig(2, 1, local=LocalConfig("always", average=True, carry=True)),
+    "overlapped_later": WorkerConfig(2, 1, overlap_from_words=150, local=LocalConfig("always", average=True, carry=True)),
+}  # fmt: skip
 LATER_OVERLAPPED = {
     "delay_1": WorkerConfig(1, 1, overlap_from_words=100), "with_ramp": WorkerConfig(3, 1, delay_ramp_words=300, overlap_from_words=150),
     "compensate": WorkerConfig(2, 1, local=LocalConfig("compensate"), overlap_from_words=150),
@@ -58,9 +65,13 @@ LATER_OVERLAPPED = {
 }  # fmt: skip
 
 
+def shard_config(config: WorkerConfig, policy: ShardPolicy | None = None) -> ShardConfig:
+    return ShardConfig(replace(quadratic.UPDATE, average=config.local.average), policy=policy or ShardPolicy())
+
+
 def real_loop(config: WorkerConfig, windows: int = WINDOWS) -> WorkerLoop:
     """A worker that has trained with one shard, which served whenever it polled."""
-    shards = LocalShards(Layout(quadratic.SIZE, 1, 1), CONFIG)
+    shards = LocalShards(Layout(quadratic.SIZE, 1, 1), shard_config(config))
     replica, gradient = quadratic.initial(), torch.zeros(quadratic.SIZE)
     exchange = Exchange(shards.transport, 0, DeadlineConfig())
     loop = WorkerLoop(exchange, config, replica, gradient, quadratic.batches(replica, gradient, 0), local_of(config))
@@ -74,7 +85,7 @@ def real_loop(config: WorkerConfig, windows: int = WINDOWS) -> WorkerLoop:
 
 def virtual(config: WorkerConfig, windows: int = WINDOWS) -> torch.Tensor:
     """Parameters after as many windows of one logical worker."""
-    shards = LocalShards(Layout(quadratic.SIZE, 1, 1), CONFIG)
+    shards = LocalShards(Layout(quadratic.SIZE, 1, 1), shard_config(config))
     make = (lambda: LocalOptimizer(quadratic.SIZE, config.local, quadratic.SCHEDULE, config.clip_norm)) if local_of(config) else None
     cluster = VirtualCluster(shards, config, ClockConfig(), quadratic.gradients(1), quadratic.initial(), local_of=make)
     while shards.shards[0].staleness.total() < windows:
@@ -100,7 +111,7 @@ def test_one_worker_and_one_shard_equal_the_loop_by_hand_bit_for_bit(name: str) 
     assert torch.equal(real_loop(POLICIES[name]).replica, by_hand(POLICIES[name], WINDOWS)[0])
 
 
-@pytest.mark.parametrize("config", [*POLICIES.values(), *OVERLAPPED.values(), *LATER_OVERLAPPED.values()])
+@pytest.mark.parametrize("config", [*POLICIES.values(), *OVERLAPPED.values(), *LATER_OVERLAPPED.values(), *AVERAGED.values()])
 def test_virtual_time_equals_the_real_loop_bit_for_bit(config: WorkerConfig) -> None:
     assert torch.equal(real_loop(config).replica, virtual(config))
 
@@ -191,6 +202,53 @@ def test_carried_steps_with_the_constants_of_the_only_shard_undo_most_of_the_del
     assert off[0] < 0.2 * off[1]
 
 
+@pytest.mark.parametrize("name", AVERAGED)
+def test_averaged_ways_equal_the_loop_by_hand_bit_for_bit(name: str) -> None:
+    config = AVERAGED[name]
+    replica, gradient, rest = quadratic.initial(), torch.zeros(quadratic.SIZE), torch.zeros(quadratic.SIZE)
+    compute, local = quadratic.batches(replica, gradient, 0), local_of(config)
+    fresh, sent, in_flight = replica.clone(), 0, (torch.zeros(quadratic.SIZE), 0)
+    assert local is not None
+    for _ in range(WINDOWS):
+        began, words, known = replica.clone(), 0, sent
+        for _ in range(config.delay_at(known)):
+            batch_words = compute().target_words
+            words += batch_words
+            local.step(replica, gradient, rest, batch_words, known, ops.new_stats())
+        way = replica - began
+        fresh += in_flight[0]  # the exchange of the window before is complete, that of this window begins
+        sent += in_flight[1]
+        if config.overlaps_at(known):
+            if in_flight[1]:
+                replica.copy_(fresh).add_(way)
+            in_flight = way, words
+        else:
+            fresh += way
+            sent, in_flight = sent + words, (torch.zeros(quadratic.SIZE), 0)
+            replica.copy_(fresh)
+    assert torch.equal(real_loop(config).replica, fresh + in_flight[0])
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+def test_in_lockstep_the_shards_have_the_mean_of_the_replicas(workers: int) -> None:
+    config = WorkerConfig(3, local=LocalConfig("always", average=True))
+    shards = LocalShards(Layout(quadratic.SIZE, workers, 2), shard_config(config, ShardPolicy(lockstep_words=10**6)))
+    make = lambda: LocalOptimizer(quadratic.SIZE, config.local, quadratic.SCHEDULE, config.clip_norm)  # noqa: E731
+    cluster = VirtualCluster(shards, config, ClockConfig(), quadratic.gradients(workers), quadratic.initial(), local_of=make)
+    while min(shard.steps for shard in shards.shards) < 1:
+        cluster.step()
+    found, mean = torch.empty(quadratic.SIZE), torch.zeros(quadratic.SIZE)
+    shards.parameters(found)
+    for worker in range(workers):
+        replica, gradient, rest, local = quadratic.initial(), torch.zeros(quadratic.SIZE), torch.zeros(quadratic.SIZE), make()
+        compute = quadratic.batches(replica, gradient, worker)
+        for _ in range(3):
+            local.step(replica, gradient, rest, compute().target_words, 0, ops.new_stats())
+        mean += replica / workers
+    torch.testing.assert_close(found, mean, rtol=1e-5, atol=1e-6)
+    assert not torch.equal(found, quadratic.initial())
+
+
 @pytest.mark.parametrize(("config", "expected"), [(BATCHES, 7), (WORDS, None), (ALWAYS, 3 * WINDOWS)])
 def test_a_warmup_ends_exactly_and_leaves_no_pass_behind(
     config: WorkerConfig, expected: int | None, monkeypatch: pytest.MonkeyPatch
@@ -259,6 +317,7 @@ def test_virtual_time_drops_a_window_with_a_nan_as_the_real_loop_does(overlap: i
         ({"local": LocalConfig("compensate")}, "compensate has no effect with worker.overlap=0"),
         ({"overlap": 1, "local": LocalConfig("always", write_back=True)}, "write_back=true with worker.overlap=1, expected"),
         ({"delay": 2, "local": LocalConfig("always", carry=True)}, "carry=true has no effect with worker.overlap=0"),
+        ({"overlap": 1, "local": LocalConfig("always", average=True)}, "set worker.local.carry to true"),
         ({"delay": 2, "delay_ramp_words": -1}, "delay_ramp_words is -1"),
         ({"overlap_from_words": 100}, "overlap_from_words has no effect with worker.overlap=0"),
         ({"overlap": 1, "overlap_from_words": -1}, "overlap_from_words is -1"),
@@ -276,6 +335,11 @@ def test_later_betas_of_local_steps_come_before_their_end() -> None:
         LocalConfig("warmup", warmup_words=100, optimizer=switch[False])
     for words, batches, gradual in ((101, 0, False), (0, 5, False), (100, 0, True)):
         assert LocalConfig("warmup", words, batches, switch[gradual]).optimizer == switch[gradual]
+
+
+def test_only_steps_after_every_batch_to_the_end_are_averaged() -> None:
+    with pytest.raises(ValueError, match="average=true with worker.local.mode=warmup, expected worker.local.mode=always"):
+        LocalConfig("warmup", warmup_words=100, average=True)
 
 
 @pytest.mark.parametrize(("words", "batches"), [(0, 0), (10, 10), (-1, 5)])
