@@ -35,7 +35,8 @@ Values = dict[str, float]
 
 def all_findings(setting: Setting) -> list[Finding]:
     """Every rule, in the order of the table."""
-    parts = (_staleness, _momentum, _learning_rate, _update_size, local_findings, _warmup, _average)
+    of_the_shards = () if setting.averages else (_momentum, _learning_rate)
+    parts = (_staleness, *of_the_shards, _update_size, local_findings, _warmup, _average)
     return [finding for part in parts for finding in part(setting)]
 
 
@@ -104,7 +105,7 @@ def _update_size(setting: Setting) -> list[Finding]:
         note = "" if worker.overlap else ", with overlap 1 and its staleness"
         formula = f"ceil({hidden} / (1 - {number(wait)})){note}"
         found.append(Finding("exchange hidden", "tau", hides, formula, "waiting of the run, or --wait", hides == setting.delay))
-    if n > 1:
+    if n > 1 and not setting.averages:
         formula = f"N: updates of N pushes = {number(b * setting.push_words)} words, expected S {number(stale)}"
         source = "Aji and Heafield 2019, arXiv 1906.03496"
         found.append(Finding("hybrid buffer", "B (pushes)", b, formula, source, setting.buffer_pushes == b))
@@ -113,12 +114,12 @@ def _update_size(setting: Setting) -> list[Finding]:
 
 def advised_warmup_words(setting: Setting) -> int:
     """The recipe's, raised to what the untuned rule asks for, in whole thousands."""
-    least = rules.untuned_warmup_words(setting.recipe.optimizer.beta2, setting.update_words)
+    least = rules.untuned_warmup_words(setting.adam_beta2, setting.adam_step_words)
     return max(setting.recipe.schedule.warmup_words, math.ceil(least / WARMUP_STEP_WORDS) * WARMUP_STEP_WORDS)
 
 
 def _warmup(setting: Setting) -> list[Finding]:
-    beta2, t, n, words = setting.recipe.optimizer.beta2, setting.update_words, setting.workers, _batch_words(setting)
+    beta2, t, n, words = setting.adam_beta2, setting.adam_step_words, setting.workers, _batch_words(setting)
 
     def of_the_paper(rule: str, gives: str, batches: int) -> Finding:
         formula = f"{batches} batches x N x batch words = {batches} x {n} x {number(words)}"
@@ -143,7 +144,8 @@ def _average(setting: Setting) -> list[Finding]:
 def disagreements(setting: Setting, findings: list[Finding]) -> list[Disagreement]:
     """Where rules give different values for the same thing; what is followed, and why."""
     values = {finding.rule: finding.value for finding in findings}
-    found = [about(setting, values) for about in (_on_beta1, _on_learning_rate, _on_buffer, _on_delay, _on_warmup)]
+    of_the_shards = () if setting.averages else (_on_beta1, _on_learning_rate)
+    found = [about(setting, values) for about in (*of_the_shards, _on_buffer, _on_delay, _on_warmup)]
     return [disagreement for disagreement in found if disagreement is not None]
 
 
@@ -211,9 +213,13 @@ def _sides(values: Values, rules_of: list[str]) -> tuple[str, ...]:
 def advised_options(setting: Setting) -> dict[str, int | float | str]:
     """Option -> value, of all options that the followed rules speak of."""
     recipe = setting.recipe
-    return {
+    found: dict[str, int | float | str] = {
         "worker.delay": setting.delay, "worker.overlap": recipe.worker.overlap, "loader.batch_words": recipe.loader.batch_words,
-        "optimizer.beta1": advised_beta1(setting), "schedule.warmup_words": advised_warmup_words(setting),
+    }  # fmt: skip
+    if not setting.averages:
+        found["optimizer.beta1"] = advised_beta1(setting)
+    return found | {
+        "schedule.warmup_words": advised_warmup_words(setting),
         "shard.buffer_pushes": setting.recipe.shard.buffer_pushes if setting.in_lockstep else setting.buffer_pushes,
     } | advised_local(setting)  # fmt: skip
 
@@ -247,7 +253,7 @@ def remarks(setting: Setting) -> list[str]:
             f"the measured staleness {number(stale)} is far above the expected {number(expected)}: a slow worker, pauses for validation, "
             "or pushes in bursts (hpcnmt status and hpcnmt trace show which)"
         )
-    if advised_beta1(setting) <= 0.5 < setting.total_momentum:
+    if advised_beta1(setting) <= 0.5 < setting.total_momentum and not setting.averages:
         found.append(
             f"with so low a beta1 a higher learning rate may pay: one trial of schedule.learning_rate={2 * eta:g} if {eta:g} is what suits "
             f"beta1 {number(setting.total_momentum)} (measured at beta1 0: from 1e-3 to 2e-3 {M['async-b0-lr1']:.2f} to "

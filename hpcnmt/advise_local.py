@@ -10,8 +10,8 @@ from hpcnmt.advise_setting import Finding, Setting, number
 from hpcnmt.optim import rules
 
 FACTOR = "worker.local.learning_rate_factor"
-LOCAL_BETA1 = 0.5
-"""Measured: at tau 4 and factor 4, 0.5 ends 0.86 nats/word below 0.9."""
+LOCAL_BETA1, AVERAGED_BETA1 = 0.5, 0.7
+"""Measured: at tau 4 and factor 4, 0.5 ends 0.86 nats/word below 0.9; averaged ways like what suits synchronous training."""
 MEASURED = "measured: docs/method.md"
 PAPER = "Bogoychev et al. 2018, arXiv 1808.08859: its code"
 
@@ -30,7 +30,9 @@ def _mode(setting: Setting) -> str:
 
 
 def look_ahead(setting: Setting) -> float:
-    """The factor by the look-ahead rule; 0 where no local step has an effect."""
+    """The factor by the look-ahead rule; 0 where no local step has an effect. N where ways are averaged."""
+    if setting.averages:
+        return float(setting.workers)
     mode = _mode(setting)
     if mode == "off" or (mode == "compensate" and setting.workers == 1):
         return 0.0
@@ -57,7 +59,9 @@ def local_findings(setting: Setting) -> list[Finding]:
     factor = look_ahead(setting)
     if not factor:
         return found
-    if _mode(setting) == "compensate":
+    if setting.averages:
+        formula = f"N = {n} (averaged ways)"
+    elif _mode(setting) == "compensate":
         formula = f"S = {number(s)}, worker.local.mode=compensate"
     elif setting.in_lockstep:
         formula = f"N = {n} (lockstep)"
@@ -73,11 +77,13 @@ def advised_local(setting: Setting) -> dict[str, int | float | str]:
     factor = look_ahead(setting)
     if not factor:
         return {}
-    mode, carry = _mode(setting), dict[str, int | float | str]()
+    mode, more, beta1 = _mode(setting), dict[str, int | float | str](), LOCAL_BETA1
     if mode == "carry":
         chosen = setting.recipe.worker.local.mode
-        mode, carry = "always" if chosen == "off" else chosen, {"worker.local.carry": True}
-    return carry | {
-        "worker.local.mode": mode, FACTOR: round(factor, 1), "worker.local.optimizer.beta1": LOCAL_BETA1,
-        "worker.local.optimizer.beta2": setting.recipe.optimizer.beta2,
+        mode, more = "always" if chosen == "off" else chosen, {"worker.local.carry": True}
+    if setting.averages:
+        mode, more, beta1 = "always", more | {"worker.local.average": True}, AVERAGED_BETA1
+    return more | {
+        "worker.local.mode": mode, FACTOR: round(factor, 1), "worker.local.optimizer.beta1": beta1,
+        "worker.local.optimizer.beta2": setting.adam_beta2,
     }  # fmt: skip

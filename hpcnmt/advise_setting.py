@@ -54,6 +54,21 @@ class Setting:
         return self.recipe.shard.lockstep_words >= self.recipe.training.max_target_words
 
     @property
+    def averages(self) -> bool:
+        """Whether the shards only average what the workers' own optimizers do."""
+        return self.recipe.worker.local.average
+
+    @property
+    def adam_beta2(self) -> float:
+        """Of the Adam that trains: the shards', or the workers'."""
+        return (self.recipe.worker.local.optimizer if self.averages else self.recipe.optimizer).beta2
+
+    @property
+    def adam_step_words(self) -> float:
+        """Global words from one of its steps to the next."""
+        return self.workers * self.push_words / self.delay if self.averages else self.update_words
+
+    @property
     def buffer_pushes(self) -> int:
         """B, after the hybrid rule where the recipe has a buffer at all; in lockstep one push of each worker."""
         if self.in_lockstep:

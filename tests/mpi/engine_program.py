@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+from dataclasses import replace
 
 import torch
 
@@ -22,6 +23,7 @@ from tests import quadratic
 LOCAL = {
     "write_back": LocalConfig("warmup", warmup_batches=7, write_back=True),
     "compensate": LocalConfig("compensate", optimizer=quadratic.UPDATE.adam),
+    "average": LocalConfig("always", average=True, carry=True),
 }  # fmt: skip
 
 
@@ -38,18 +40,19 @@ def main() -> None:
     layout = Layout(quadratic.SIZE, workers, shards, wire="bf16" if "bf16" in sys.argv else "fp32")
     check_memory(layout, ranks_of_this_host())
     windows = MpiWindows(layout, DeadlineConfig(10, 40, 60))
-    rank = windows.comm.rank
+    rank, policy_of_workers = windows.comm.rank, LOCAL.get(sys.argv[-1], LocalConfig())
     if rank >= workers:
         if rank == fail_rank:
             raise ValueError(f"planted failure on rank {rank}")
         policy = next((policy for name, policy in quadratic.POLICIES.items() if name in sys.argv), ShardPolicy())
         log: list[ShardEntry] = []
-        shard = windows.serve(ShardConfig(quadratic.UPDATE, policy=policy), watch=lambda shard: setattr(shard, "log", log))
+        update = replace(quadratic.UPDATE, average=policy_of_workers.average)
+        shard = windows.serve(ShardConfig(update, policy=policy), watch=lambda shard: setattr(shard, "log", log))
         report(shard=rank, words=shard.words, version=shard.version, log=log)
     else:
         replica, accumulator = quadratic.initial(), torch.zeros(quadratic.SIZE)
         compute = quadratic.batches(replica, accumulator, rank)
-        config = WorkerConfig(delay, overlap, local=LOCAL.get(sys.argv[-1], LocalConfig()))
+        config = WorkerConfig(delay, overlap, local=policy_of_workers)
         exchange, local = Exchange(windows, rank, windows.deadlines), quadratic.local_of(config)
         loop = WorkerLoop(exchange, config, replica, accumulator, compute, local)
         windows_log: list[WindowEntry] = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -62,6 +63,16 @@ def test_compensation_under_overlap_equals_the_plain_loop_bit_for_bit() -> None:
     assert code == 0, output
     expected = hashlib.sha256(quadratic.plain_loop(20, 2).numpy().tobytes()).hexdigest()
     assert [line["digest"] for line in lines if "digest" in line] == [expected]
+
+
+def test_averaged_ways_of_two_workers_are_repeated_bit_for_bit() -> None:
+    code, lines, output = run_ranks(4, 2, 2, 2, 1, 15, -1, "average")
+    assert code == 0, output
+    record = record_of(lines)
+    check_record(record)
+    config = WorkerConfig(2, 1, local=LocalConfig("always", average=True, carry=True))
+    again = repeat(record, Layout(quadratic.SIZE, 2, 2), ShardConfig(replace(quadratic.UPDATE, average=True)), config)
+    assert [x["final"] for x in lines if "final" in x] == [hashlib.sha256(again.numpy().tobytes()).hexdigest()]
 
 
 def test_parts_that_cross_shards_are_written_back_beside_every_push() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from hpcnmt.advise_findings import all_findings, disagreements, remarks
+from hpcnmt.advise_findings import advised_options, all_findings, disagreements, remarks
 from hpcnmt.advise_setting import Setting
 from hpcnmt.cli import main
 from hpcnmt.config import RECIPES, load_recipe, override
@@ -86,6 +86,17 @@ def test_local_steps_look_as_far_ahead_as_the_parameters_move() -> None:
     assert factor(4, delay=2, overlap=1, local=LocalConfig("always")) == 5.6 == rules.carried_factor(7, 2)  # they are to be carried
     assert factor(4, delay=2, overlap=1, lockstep=True) == 4.0 and rules.carried_factor(7, 1) == rules.compensation_factor(7)
     assert factor(1, delay=2, overlap=1) is None
+
+
+@pytest.mark.parametrize("overlap", [0, 1])
+def test_where_ways_are_averaged_the_optimizer_of_the_workers_is_advised(overlap: int) -> None:
+    local = LocalConfig("always", average=True, carry=bool(overlap))
+    setting = Setting(Recipe(worker=WorkerConfig(1, overlap, local=local)), 4)
+    found, options = values(setting), advised_options(setting)
+    assert found["look-ahead of local steps"] == 4.0 == options["worker.local.learning_rate_factor"]
+    assert not {"explicit momentum", "linear in words", "hybrid buffer"} & set(found)
+    assert options["worker.local.average"] is True and not any(option.startswith("optimizer.") for option in options)
+    assert found["untuned warm-up"] == pytest.approx(2 / (1 - local.optimizer.beta2) * 4 * setting.recipe.loader.batch_words)
 
 
 def test_measured_staleness_takes_the_place_of_the_rule() -> None:
