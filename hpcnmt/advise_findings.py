@@ -36,7 +36,7 @@ Values = dict[str, float]
 def all_findings(setting: Setting) -> list[Finding]:
     """Every rule, in the order of the table."""
     of_the_shards = () if setting.averages else (_momentum, _learning_rate)
-    parts = (_staleness, *of_the_shards, _update_size, local_findings, _warmup, _average)
+    parts = (_staleness, *of_the_shards, _update_size, local_findings, _warmup, _moving_average)
     return [finding for part in parts for finding in part(setting)]
 
 
@@ -132,7 +132,7 @@ def _warmup(setting: Setting) -> list[Finding]:
     ]  # fmt: skip
 
 
-def _average(setting: Setting) -> list[Finding]:
+def _moving_average(setting: Setting) -> list[Finding]:
     alpha, t_ref = setting.recipe.training.ema_alpha or USUAL_EMA_ALPHA, setting.recipe.schedule.reference_words
     share, memory = rules.ema_share(alpha, setting.update_words, t_ref), rules.ema_memory_words(alpha, t_ref)
     formula = (

@@ -50,7 +50,7 @@ class Layout:
     ring_slots: int = 4
     wire: Literal["fp32", "bf16"] = "fp32"
     """Type of pushed gradients; parameters always travel in fp32."""
-    rounds: tuple[int, ...] = ()
+    place_on_host: tuple[int, ...] = ()
     """For each shard how many of the shards before it are on its host; (): every shard is taken to be alone on its host."""
 
     def __post_init__(self) -> None:
@@ -87,11 +87,18 @@ class Layout:
 
     def with_hosts(self, hosts: Sequence[str]) -> Layout:
         """The same, with what it takes to order pushes by: the host of every shard. One host for all has no link to share."""
-        return replace(self, rounds=tuple(hosts[:s].count(hosts[s]) for s in range(self.shards)) if len(set(hosts)) > 1 else ())
+        places = tuple(hosts[:shard].count(hosts[shard]) for shard in range(self.shards))
+        return replace(self, place_on_host=places if len(set(hosts)) > 1 else ())
+
+    def rounds(self) -> list[list[int]]:
+        """The first shard of every host, the second one of every host that has two, and so on."""
+        places = self.place_on_host or (0,) * self.shards
+        return [[shard for shard in range(self.shards) if places[shard] == place] for place in range(max(places) + 1)]
 
     def lane(self, shard: int) -> int:
-        """Lane of `shard`: the first half of the shards, and the second. Neighbours are often on one host and share its link."""
-        return shard * LANES // self.shards
+        """Lane of `shard`: that of the first half of its round, or of the second, so that the lanes of a worker use different hosts."""
+        peers = next(peers for peers in self.rounds() if shard in peers)
+        return peers.index(shard) * LANES // len(peers)
 
     @property
     def wire_bytes(self) -> int:

@@ -30,11 +30,10 @@ ASK_EVERY_S = 1e-3
 
 def lanes_of(worker: int, layout: Layout) -> list[list[int]]:
     """The shards of every lane in the order in which `worker` pushes to them: round by round, workers evenly spread over a round."""
-    rounds = layout.rounds or (0,) * layout.shards
     lanes: list[list[int]] = [[] for _ in range(LANES)]
-    for number in range(max(rounds) + 1):
+    for peers in layout.rounds():
         for lane, order in enumerate(lanes):
-            shards = [shard for shard in range(layout.shards) if rounds[shard] == number and layout.lane(shard) == lane]
+            shards = [shard for shard in peers if layout.lane(shard) == lane]
             first = worker * len(shards) // layout.workers
             order += shards[first:] + shards[:first]
     return lanes

@@ -108,6 +108,7 @@ class Script:
         self._check_slot(worker)
         if not self._counts[worker]:
             self._batch(worker)
+        self._sums[worker].end_batches(self.replicas[worker])
         header = _sealed(self._sums[worker], sum_counts(self._counts[worker]), worker, self._wire)
         self._counts[worker].clear()
         self.exchanges[worker].start_push(self._wire, header)

@@ -18,24 +18,26 @@ from hpcnmt.optim.adam import PIECE_ELEMENTS
 
 
 class Averaging:
-    """The mean over `workers` for `size` parameters on `device`."""
+    """The mean over `workers` for `size` parameters on `device`. A worker that has left is counted as one that has stopped moving."""
 
     def __init__(self, size: int, workers: int, device: torch.device | str = "cpu") -> None:
+        if workers < 1:
+            raise ValueError(f"found a mean over {workers} workers, expected at least 1")
         self.workers = workers
         self.stats = ops.new_stats(device)
         self._moment = torch.zeros(min(size, PIECE_ELEMENTS), device=device)  # what the kernel writes; nothing is kept in it
         self._factors = torch.empty(ops.FACTORS, device=device)
 
     def step(
-        self, parameters: Tensor, way_sum: Tensor, factor: float, out: Tensor | None = None, ema: Tensor | None = None,
-        ema_share: float = 0.0, between: Callable[[], None] | None = None,
+        self, parameters: Tensor, ways_back: Tensor, out: Tensor | None = None, ema: Tensor | None = None, ema_share: float = 0.0,
+        between: Callable[[], None] | None = None,
     ) -> None:  # fmt: skip
-        """parameters - factor / workers * `way_sum` [size] goes to `out` (default: in place), piece by piece; see Adam.step."""
-        ops.StepFactors(factor / self.workers, beta1=0.0, ema_share=ema_share).fill(self._factors)
+        """parameters - `ways_back` [size] / workers goes to `out` (default: in place), piece by piece; see Adam.step."""
+        ops.StepFactors(1.0 / self.workers, beta1=0.0, ema_share=ema_share).fill(self._factors)
         for begin in range(0, parameters.numel(), PIECE_ELEMENTS):
             part = slice(begin, begin + PIECE_ELEMENTS)
             ops.shard_step_(
-                way_sum[part], parameters[part], self._moment[: way_sum[part].numel()], None, self._factors, self.stats,
+                ways_back[part], parameters[part], self._moment[: ways_back[part].numel()], None, self._factors, self.stats,
                 out=None if out is None else out[part], ema=None if ema is None else ema[part],
             )  # fmt: skip
             if between:

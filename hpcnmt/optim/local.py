@@ -66,8 +66,9 @@ class LocalConfig:
                 f"found worker.local.warmup_words={self.warmup_words} and worker.local.warmup_batches={self.warmup_batches}, "
                 "expected exactly one of them above 0 with worker.local.mode=warmup"
             )
-        if self.average and self.mode != "always":
-            raise ValueError(f"found worker.local.average=true with worker.local.mode={self.mode}, expected worker.local.mode=always")
+        if self.average and (self.mode != "always" or self.write_back):
+            other = "worker.local.write_back=true" if self.write_back else f"worker.local.mode={self.mode}"
+            raise ValueError(f"found worker.local.average=true with {other}, expected worker.local.mode=always without write_back")
         later = self.optimizer.later
         if self.mode == "warmup" and not later.gradual and 0 < self.warmup_words < later.words:
             raise ValueError(
@@ -94,7 +95,9 @@ class LocalOptimizer:
             return False
         return self.batches >= config.warmup_batches if config.warmup_batches else global_words >= config.warmup_words
 
-    def step(self, replica: Tensor, gradient: Tensor, accumulator: Tensor, target_words: int, global_words: int, stats: Tensor) -> None:
+    def step(
+        self, replica: Tensor, gradient: Tensor, accumulator: Tensor | None, target_words: int, global_words: int, stats: Tensor
+    ) -> None:  # fmt: skip
         """accumulator += gradient, a step on `replica`, gradient = 0, in one pass; clips its own batch as the shards' update is clipped.
 
         `stats` [2] receives the sum of squares of the accumulator and counts what was not finite (see hpcnmt.ops).
@@ -136,7 +139,7 @@ class LocalWindow(GradientWindow):
         self._averages = local is not None and local.config.average
         super().__init__(accumulator, 0.0 if self._averages else clip_norm, error_feedback)
         self.gradient, self.local, self.stepping = gradient, local, stepping
-        # The replica where the window began, then the way from there to its end; and how many local steps led there.
+        # The replica where the window began, then the way back to there from its end; and how many local steps led there.
         needs_way = local is not None and stepping and (local.config.carry or local.config.average)
         self._way = torch.empty_like(gradient) if needs_way else None
         self._steps = self._steps_of_way = 0
@@ -159,13 +162,14 @@ class LocalWindow(GradientWindow):
         if self._way is not None and not self._steps:
             self._way.copy_(replica)
         self._steps += 1
-        self.local.step(replica, self.gradient, self.accumulator, target_words, global_words, self.stats)
+        accumulator = None if self._averages else self.accumulator
+        self.local.step(replica, self.gradient, accumulator, target_words, global_words, self.stats)
 
     def end_batches(self, replica: Tensor) -> None:
         """After the last batch of a window, before another replica is swapped in."""
         self._steps, self._steps_of_way = 0, self._steps
         if self._way is not None and self._steps_of_way:
-            torch.sub(replica, self._way, out=self._way)
+            torch.sub(self._way, replica, out=self._way)
 
     def look_ahead(self, replica: Tensor, pushed: Tensor, target_words: int, global_words: int, swapped: bool) -> None:
         """After `pushed` has left: brings `replica`, of `global_words` and without it, up to it, with carry or compensate.
@@ -174,15 +178,18 @@ class LocalWindow(GradientWindow):
         """
         if self._way is not None:
             if self._steps_of_way and swapped:
-                replica.add_(self._way)
+                replica.sub_(self._way)
         elif self.local is not None and not self.stepping:
             self.local.compensate(replica, pushed, target_words, global_words)
 
     def seal(self, wire: Tensor, target_words: int, has_norm: bool = False) -> bool:
         """See GradientWindow.seal; the last local step of a window has left the norm.
 
-        With `average` the way takes the place of the summed gradient, with its sign: against the way that the parameters go.
+        With `average` the way back takes the place of the summed gradient, which points against the way of the parameters, too.
+        RuntimeError where the window has not been ended by `end_batches`.
         """
+        if self._way is not None and self._steps:
+            raise RuntimeError("found a window sealed within its batches, expected end_batches before")
         if self._averages and self._way is not None and not self.stats[1] > 0:
-            torch.neg(self._way, out=self.accumulator)
+            self.accumulator.copy_(self._way)
         return super().seal(wire, target_words, has_norm or self.stepping)

@@ -39,10 +39,10 @@ class UpdateConfig:
 
 
 class Update:
-    """State of the rule for `size` parameters, pushed to by `workers`: Adam's moments, the moving average, the global target words stepped
-    by, and the count at which a stalled validation last restarted the warm-up."""
+    """State of the rule for `size` parameters: Adam's moments, the moving average, the global target words stepped by, and the count at
+    which a stalled validation last restarted the warm-up. `workers` is what a mean is over, where the configuration says `average`."""
 
-    def __init__(self, size: int, config: UpdateConfig, device: torch.device | str = "cpu", workers: int = 1) -> None:
+    def __init__(self, size: int, config: UpdateConfig, device: torch.device | str = "cpu", workers: int = 0) -> None:
         self.config = config
         self.rule: Adam | Averaging = Averaging(size, workers, device) if config.average else Adam(size, config.adam, device)
         self.ema = torch.empty(size, device=device) if config.ema_alpha > 0 else None
@@ -80,7 +80,7 @@ class Update:
     ) -> None:  # fmt: skip
         """One update, in one pass, by `gradient_sum` [size] over `target_words`; the result goes to `out` (default: in place).
 
-        With `average` what is summed in `gradient_sum` are ways, and no learning rate but `rate_factor` counts.
+        With `average` what is summed in `gradient_sum` are ways back, and neither learning rate nor clipping counts.
 
         `between` is called between pieces of about a million elements. `rate_factor` multiplies the learning rate. `clip_norm` (0 = off,
         otherwise one more pass) limits the norm of what goes into Adam.
@@ -91,7 +91,7 @@ class Update:
         start = 1.0 - 9.0 / (self.words / schedule.reference_words + 10.0)
         ema_share = 1.0 - min((1.0 - self.config.ema_alpha) ** share, start**share)
         if isinstance(self.rule, Averaging):
-            self.rule.step(parameters, gradient_sum, rate_factor, out, self.ema, ema_share, between)
+            self.rule.step(parameters, gradient_sum, out, self.ema, ema_share, between)
             return
         rate = rate_factor * schedule.at(self.words, target_words, self.stalled_at_words)
         scale = self.config.adam.scale_of(target_words)

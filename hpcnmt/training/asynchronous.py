@@ -56,7 +56,7 @@ def run_rank(recipe: Recipe, data: Path, run: Path, workers: int, shards: int, r
         neighbours = ranks_of_this_host()
         if rank == 0:
             check_sizes(recipe, data, workers, shards)
-        checkpoint = _common_checkpoint(run, recipe, resume, f"{role}-{index}", workers)
+        checkpoint = _common_checkpoint(run, recipe, resume, f"{role}-{index}")
         if checkpoint is not None and recipe.training.record and len(checkpoint.names) != workers + shards:
             raise ValueError(
                 f"found training.record=true and {workers} workers + {shards} shards, expected those of the record of {run}: "
@@ -87,13 +87,18 @@ def run_rank(recipe: Recipe, data: Path, run: Path, workers: int, shards: int, r
     return code
 
 
-def _common_checkpoint(run: Path, recipe: Recipe, resume: bool, name: str, workers: int) -> Checkpoint | None:
+def _predecessor(worker: int, checkpoint: Checkpoint) -> str:
+    """The part whose local optimizer `worker` goes on with: its own, where there was such a worker."""
+    return f"worker-{worker % sum(part.startswith('worker-') for part in checkpoint.names)}"
+
+
+def _common_checkpoint(run: Path, recipe: Recipe, resume: bool, name: str) -> Checkpoint | None:
     """What all ranks go on from, with the parts that the rank `name` needs: a shard those of all shards, of which its slice is cut."""
 
     def needed(checkpoint: Checkpoint) -> list[str]:
         if name.startswith("shard-"):
             return [part for part in checkpoint.names if part.startswith("shard-")]
-        return [name] if sum(part.startswith("worker-") for part in checkpoint.names) == workers else []
+        return [_predecessor(int(name.removeprefix("worker-")), checkpoint)]
 
     world = MPI.COMM_WORLD
     return common_checkpoint(run, recipe, resume, world.rank, world.bcast, lambda well: world.allreduce(well, MPI.LAND), needed)
@@ -192,7 +197,10 @@ class _Worker:
             first = checkpoint.facts("worker-0")
             mine = {"stalls": first["stalls"]} | ({} if self.exchange.worker else {"validation_due": first["validation_due"]})
             torch.manual_seed(self.trainee.recipe.training.seed * 1000 + self.exchange.worker + 1_000_003 * checkpoint.number)
-            return {}, mine
+            part = checkpoint.read(_predecessor(self.exchange.worker, checkpoint))
+            if "local" not in part.facts:
+                return {}, mine
+            return {name: part.tensors[name] for name in ("moment1", "moment2")}, mine | {"local": part.facts["local"]}
         part = checkpoint.read(self.saving.saver.name)
         restore_random_state(part.tensors)
         same_shards = len(self.saving.parts("shard")) == layout.shards

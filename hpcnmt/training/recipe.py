@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 from typing import Any, Literal
 
 from hpcnmt.config import from_mapping
@@ -120,7 +120,8 @@ WITHOUT_EFFECT = {
     ("training.mode", "virtual"): ("deadlines", "sync", "checkpoint", "divergence", "training.record"),
     ("worker.local.mode", "off"): ("worker.local",),
     ("worker.local.mode", "always"): ("worker.local.warmup_words", "worker.local.warmup_batches"),
-    ("worker.local.average", "True"): ("optimizer", "shard.clip_norm", "worker.local.write_back", "schedule.restart_on_stall"),
+    ("worker.local.average", "True"):
+        ("optimizer", "shard.clip_norm", "shard.damp_staleness", "shard.buffer_pushes", "schedule.restart_on_stall"),
     ("worker.local.mode", "compensate"):
         ("worker.local.warmup_words", "worker.local.warmup_batches", "worker.local.write_back", "worker.local.carry"),
     ("optimizer.later.words", "0"): ("optimizer.later",),
@@ -151,7 +152,8 @@ def build_recipe(mapping: dict[str, Any]) -> Recipe:
             if name == "validation.stop_on" and watches_stalls:
                 continue  # it says what a stall is
             if _value(recipe, name) != _value(default, name):
-                raise ValueError(f"{name} has no effect with {chooser}={value}: remove it, or change {chooser}")
+                how = f" (--set {name}={{}})" if is_dataclass(_value(default, name)) else ""
+                raise ValueError(f"{name} has no effect with {chooser}={value}: remove it{how}, or change {chooser}")
     if recipe.worker.local.write_back and recipe.training.wire != "fp32":
         raise ValueError(
             f"found worker.local.write_back=true with training.wire={recipe.training.wire}, expected training.wire=fp32: "

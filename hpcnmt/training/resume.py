@@ -31,7 +31,7 @@ from hpcnmt.training.say import say
 MAY_CHANGE = (
     "training.max_target_words", "training.threads", "training.device", "training.trace", "training.ring_slots", "training.record",
     "validation.every_words", "validation.beam", "validation.patience", "loader.prefetch_batches", "loader.max_epochs",
-    "schedule.learning_rate", "worker.delay", "checkpoint", "deadlines", "divergence", "sync",
+    "schedule.learning_rate", "worker.delay", "worker.local.learning_rate_factor", "checkpoint", "deadlines", "divergence", "sync",
 )  # fmt: skip
 """Options that a resumed run may have other values of; also --workers and --shards."""
 

@@ -14,6 +14,8 @@ from hpcnmt.optim import rules
 from hpcnmt.optim.adam import AdamConfig, LaterBetas
 from hpcnmt.training.recipe import Recipe, build_recipe
 
+AVERAGE = ("worker.local.mode=always", "worker.local.average=true")
+
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda p: p.stem)
 def test_shipped_recipes_are_valid(path: Path) -> None:
@@ -68,7 +70,8 @@ def test_the_paper_updates_at_eta_by_words_from_the_first_update_on() -> None:
         (["worker.delay=2", "worker.local.mode=warmup"], "exactly one of them above 0 with worker.local.mode=warmup"),
         (["worker.overlap=1", "worker.local.mode=compensate", "worker.local.write_back=true"], "write_back has no effect with"),
         (["worker.overlap=1", "worker.local.mode=compensate", "worker.local.carry=true"], "carry has no effect with"),
-        (["worker.local={mode: always, average: true}", "optimizer.beta1=0.5"], "optimizer has no effect with worker.local.average=True"),
+        ([*AVERAGE, "optimizer.beta1=0.5"], "optimizer has no effect with worker.local.average=True: remove it .--set optimizer=..., or"),
+        ([*AVERAGE, "optimizer={}", "shard.damp_staleness=true"], "shard.damp_staleness has no effect with worker.local.average=True"),
         (["training.wire=bf16", "worker.local.mode=always", "worker.local.write_back=true"], "expected training.wire=fp32"),
         (["training.mode=plain", "worker.delay=2", "worker.local.mode=always"], "worker.local has no effect with training.mode=plain"),
         (["sync.backend=torch"], "sync has no effect with training.mode=async"),

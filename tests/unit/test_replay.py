@@ -56,7 +56,7 @@ CASES = {
     "local steps": Case(WorkerConfig(3, 1, local=LocalConfig("always")), OF_PUSHES, cut_words=150),
     "carried steps": Case(WorkerConfig(2, 1, local=LocalConfig("always", carry=True)), EMA, "bf16", spoiled=(3, 8), cut_words=150),
     "averaged ways": Case(WorkerConfig(2, 1, local=AVERAGE), AVERAGES, "bf16", spoiled=(3, 8), cut_words=150),
-    "averaged ways in a buffer": Case(WorkerConfig(1, 1, local=AVERAGE), replace(AVERAGES, policy=ShardPolicy(4, True))),
+    "averaged ways in lockstep": Case(WorkerConfig(1, 1, local=AVERAGE), replace(AVERAGES, policy=ShardPolicy(lockstep_words=10**6))),
     "warm-up in batches": Case(WorkerConfig(3, local=LocalConfig("warmup", warmup_batches=7))),
     "warm-up in words": Case(WorkerConfig(3, 1, local=LocalConfig("warmup", warmup_words=400), delay_ramp_words=300)),
     "compensation": Case(WorkerConfig(2, 1, local=LocalConfig("compensate")), cut_words=150),

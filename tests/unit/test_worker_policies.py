@@ -340,6 +340,8 @@ def test_later_betas_of_local_steps_come_before_their_end() -> None:
 def test_only_steps_after_every_batch_to_the_end_are_averaged() -> None:
     with pytest.raises(ValueError, match="average=true with worker.local.mode=warmup, expected worker.local.mode=always"):
         LocalConfig("warmup", warmup_words=100, average=True)
+    with pytest.raises(ValueError, match="average=true with worker.local.write_back=true, expected"):
+        LocalConfig("always", average=True, write_back=True)
 
 
 @pytest.mark.parametrize(("words", "batches"), [(0, 0), (10, 10), (-1, 5)])
