@@ -64,6 +64,7 @@ def test_flat_options_are_completed_as_nested_ones() -> None:
 GRIDS = {
     "multi30k-transformer-first": "ablation-multi30k-2x128-first", "multi30k-transformer-local-trials": "ablation-multi30k-2x128-local",
     "multi30k-transformer-carry-trials": "ablation-multi30k-2x128-carry",
+    "multi30k-transformer-average-trials": "ablation-multi30k-2x128-average",
 }  # fmt: skip
 
 
