@@ -1,14 +1,19 @@
 """What `--variant NAME:KEY=VALUE,...` of time-to-bleu says, checked before anything is trained.
 
-Keys without a dot are mode, workers and shards; keys with a dot are options of the recipe. Commas inside brackets belong to a value.
+Keys are mode, workers and shards, options of the recipe, and its sections (optimizer={} leaves that section out). Commas inside brackets
+belong to a value.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
+from hpcnmt.training.recipe import Recipe
+
+OWN = ("mode", "workers", "shards")
+SECTIONS = tuple(field.name for field in fields(Recipe))
 NEEDED = {"plain": (), "sync": ("workers",), "async": ("workers", "shards")}
 EXAMPLE = "--variant fast:mode=async,workers=2,shards=1,worker.delay=2"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -17,7 +22,7 @@ _COMMA = re.compile(r",(?![^\[{]*[\]}])")
 
 @dataclass(frozen=True)
 class Variant:
-    """One way of training: `settings` are SECTION.OPTION=VALUE, mode included; no shards but in mode async, one worker in mode plain."""
+    """One way of training: `settings` are for --set, mode included; no shards but in mode async, one worker in mode plain."""
 
     name: str
     mode: str
@@ -38,7 +43,7 @@ def parse_variant(text: str) -> Variant:
             raise ValueError(f"found {part!r} in --variant {text!r}, expected KEY=VALUE, such as {EXAMPLE}")
         if key in pairs:
             raise ValueError(f"found {key} twice in --variant {text!r}, expected it once")
-        if "." not in key and key not in ("mode", "workers", "shards"):
+        if "." not in key and key not in OWN + SECTIONS:
             raise ValueError(f"found {key} in --variant {text!r}, expected mode, workers, shards or an option SECTION.OPTION of the recipe")
         pairs[key] = value
     return _checked(text, name, pairs)
@@ -55,7 +60,7 @@ def _checked(text: str, name: str, pairs: dict[str, str]) -> Variant:
             raise ValueError(f"--variant {text!r}: {what}")
         if key in pairs and not (pairs[key].isascii() and pairs[key].isdigit() and int(pairs[key]) > 0):
             raise ValueError(f"found {key}={pairs[key]} in --variant {text!r}, expected a whole number of at least 1")
-    settings = tuple(f"{key}={value}" for key, value in pairs.items() if "." in key)
+    settings = tuple(f"{key}={value}" for key, value in pairs.items() if key not in OWN)
     return Variant(name, mode, int(pairs.get("workers", 1)), int(pairs.get("shards", 0)), (f"training.mode={mode}", *settings))
 
 

@@ -11,6 +11,7 @@ def test_a_variant_says_mode_ranks_and_options() -> None:
     found = parse_variant("fast:mode=async,workers=4,shards=2,worker.delay=2,validation.stop_on=[bleu, chrf],worker.overlap=1")
     settings = ("training.mode=async", "worker.delay=2", "validation.stop_on=[bleu, chrf]", "worker.overlap=1")
     assert found == Variant("fast", "async", 4, 2, settings)
+    assert parse_variant("bare:mode=plain,optimizer={}") == Variant("bare", "plain", 1, 0, ("training.mode=plain", "optimizer={}"))
     assert parse_variant("one:mode=plain") == Variant("one", "plain", 1, 0, ("training.mode=plain",))
     assert parse_variant("all:mode=sync,workers=3") == Variant("all", "sync", 3, 0, ("training.mode=sync",))
 
