@@ -49,6 +49,12 @@ MEASURED = (
         Method("lockstep-carry-tau2", "multi30k-small-lockstep", 1168696.6, delay=2, overlap=1, lockstep=True),
         Method("synchronous", "multi30k-small-sync", 870961.0, "sync-equivalent"),
     )),
+    Measured("gru", 4, "GRU with states of 128, Multi30k en-de, batches of 1,000 words", 3.472, 1, "ablation-multi30k-gru.json", (
+        Method("async", "multi30k-gru-small-async", 700816.0),
+        Method("local-tau4", "multi30k-gru-small-local", 600339.0, delay=4),
+        Method("average-tau2", "multi30k-gru-small-average", 597216.8, delay=2, overlap=1),
+        Method("synchronous", "multi30k-gru-small-sync", 410042.0, "sync-equivalent"),
+    )),
 )  # fmt: skip
 
 MODELS = tuple(dict.fromkeys(measured.model for measured in MEASURED))
