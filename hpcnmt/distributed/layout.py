@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal
 
 # Control words of one shard (int64). A block of header words, then one block for each worker.
@@ -90,6 +91,7 @@ class Layout:
         places = tuple(hosts[:shard].count(hosts[shard]) for shard in range(self.shards))
         return replace(self, place_on_host=places if len(set(hosts)) > 1 else ())
 
+    @cached_property
     def rounds(self) -> list[list[int]]:
         """The first shard of every host, the second one of every host that has two, and so on."""
         places = self.place_on_host or (0,) * self.shards
@@ -97,8 +99,11 @@ class Layout:
 
     def lane(self, shard: int) -> int:
         """Lane of `shard`: that of the first half of its round, or of the second, so that the lanes of a worker use different hosts."""
-        peers = next(peers for peers in self.rounds() if shard in peers)
-        return peers.index(shard) * LANES // len(peers)
+        return self._lanes[shard]
+
+    @cached_property
+    def _lanes(self) -> dict[int, int]:
+        return {shard: place * LANES // len(peers) for peers in self.rounds for place, shard in enumerate(peers)}
 
     @property
     def wire_bytes(self) -> int:

@@ -31,7 +31,7 @@ ASK_EVERY_S = 1e-3
 def lanes_of(worker: int, layout: Layout) -> list[list[int]]:
     """The shards of every lane in the order in which `worker` pushes to them: round by round, workers evenly spread over a round."""
     lanes: list[list[int]] = [[] for _ in range(LANES)]
-    for peers in layout.rounds():
+    for peers in layout.rounds:
         for lane, order in enumerate(lanes):
             shards = [shard for shard in peers if layout.lane(shard) == lane]
             first = worker * len(shards) // layout.workers

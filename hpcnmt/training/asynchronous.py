@@ -197,10 +197,11 @@ class _Worker:
             first = checkpoint.facts("worker-0")
             mine = {"stalls": first["stalls"]} | ({} if self.exchange.worker else {"validation_due": first["validation_due"]})
             torch.manual_seed(self.trainee.recipe.training.seed * 1000 + self.exchange.worker + 1_000_003 * checkpoint.number)
-            part = checkpoint.read(_predecessor(self.exchange.worker, checkpoint))
-            if "local" not in part.facts:
+            name = _predecessor(self.exchange.worker, checkpoint)
+            if "local" not in checkpoint.facts(name):
                 return {}, mine
-            return {name: part.tensors[name] for name in ("moment1", "moment2")}, mine | {"local": part.facts["local"]}
+            part = checkpoint.read(name)
+            return {moment: part.tensors[moment] for moment in ("moment1", "moment2")}, mine | {"local": part.facts["local"]}
         part = checkpoint.read(self.saving.saver.name)
         restore_random_state(part.tensors)
         same_shards = len(self.saving.parts("shard")) == layout.shards
