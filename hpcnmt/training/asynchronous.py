@@ -89,7 +89,8 @@ def run_rank(recipe: Recipe, data: Path, run: Path, workers: int, shards: int, r
 
 def _predecessor(worker: int, checkpoint: Checkpoint) -> str:
     """The part whose local optimizer `worker` goes on with: its own, where there was such a worker."""
-    return f"worker-{worker % sum(part.startswith('worker-') for part in checkpoint.names)}"
+    names = checkpoint.names_of("worker")
+    return names[worker % len(names)]
 
 
 def _common_checkpoint(run: Path, recipe: Recipe, resume: bool, name: str) -> Checkpoint | None:
@@ -97,7 +98,7 @@ def _common_checkpoint(run: Path, recipe: Recipe, resume: bool, name: str) -> Ch
 
     def needed(checkpoint: Checkpoint) -> list[str]:
         if name.startswith("shard-"):
-            return [part for part in checkpoint.names if part.startswith("shard-")]
+            return checkpoint.names_of("shard")
         return [_predecessor(int(name.removeprefix("worker-")), checkpoint)]
 
     world = MPI.COMM_WORLD
@@ -112,10 +113,6 @@ class _Saving:
     request: EndRequest
     checkpoint: Checkpoint | None
 
-    def parts(self, role: str) -> list[str]:
-        """Names of the parts of all workers, or of all shards, of the checkpoint."""
-        return [name for name in (self.checkpoint.names if self.checkpoint else ()) if name.startswith(f"{role}-")]
-
 
 def _serve(windows: MpiWindows, recipe: Recipe, run: Path, report: RankReport, saving: _Saving) -> int:
     def watch(shard: Shard) -> None:
@@ -128,7 +125,7 @@ def _serve(windows: MpiWindows, recipe: Recipe, run: Path, report: RankReport, s
 
     torch.set_num_threads(1)
     checkpoint, index, layout = saving.checkpoint, windows.shard_index, windows.layout
-    states = [ShardState(part.tensors, part.facts) for part in map(checkpoint.read, saving.parts("shard"))] if checkpoint else []
+    states = [ShardState(part.tensors, part.facts) for part in map(checkpoint.read, checkpoint.names_of("shard"))] if checkpoint else []
     config = ShardConfig(recipe.update, recipe.validation.every_words, recipe.deadlines.cut_s, recipe.shard, recipe.checkpoint.every_s)
     position = int(states[index].facts["record"]) if states and recipe.training.record else 0
     with recording(run, RecordFormat("shard", index, layout), recipe.training.record, position) as log:
@@ -189,11 +186,10 @@ class _Worker:
 
     def _resumed(self) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
         """What this worker goes on from: tensors and facts of its own where the run had as many workers, else the little that all share."""
-        checkpoint, names = self.saving.checkpoint, self.saving.parts("worker")
-        layout = self.exchange.transport.layout
+        checkpoint, layout = self.saving.checkpoint, self.exchange.transport.layout
         if checkpoint is None:
             return {}, {}
-        if len(names) != layout.workers:
+        if len(checkpoint.names_of("worker")) != layout.workers:
             first = checkpoint.facts("worker-0")
             mine = {"stalls": first["stalls"]} | ({} if self.exchange.worker else {"validation_due": first["validation_due"]})
             torch.manual_seed(self.trainee.recipe.training.seed * 1000 + self.exchange.worker + 1_000_003 * checkpoint.number)
@@ -204,7 +200,7 @@ class _Worker:
             return {moment: part.tensors[moment] for moment in ("moment1", "moment2")}, mine | {"local": part.facts["local"]}
         part = checkpoint.read(self.saving.saver.name)
         restore_random_state(part.tensors)
-        same_shards = len(self.saving.parts("shard")) == layout.shards
+        same_shards = len(checkpoint.names_of("shard")) == layout.shards
         return part.tensors, part.facts | ({} if same_shards else {"sequence": 0})
 
     def _open_loader(self) -> Loader:
@@ -212,7 +208,7 @@ class _Worker:
         corpus, config, mine = TokenCorpus(self.trainee.data, "train"), self.trainee.recipe.loader, self.exchange.worker
         if checkpoint is None:
             return Loader(corpus, config, mine, layout.workers)
-        states = [checkpoint.facts(name)["loader"] for name in self.saving.parts("worker")]
+        states = [checkpoint.facts(name)["loader"] for name in checkpoint.names_of("worker")]
         return Loader.resumed(corpus, config, mine, layout.workers, states)
 
     def _begin(self, tensors: Mapping[str, Tensor]) -> None:

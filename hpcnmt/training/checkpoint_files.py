@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -270,6 +270,10 @@ class Checkpoint:
     def names(self) -> tuple[str, ...]:
         """The parts, in the order in which they were given."""
         return tuple(self._parts)
+
+    def names_of(self, role: Literal["worker", "shard"]) -> list[str]:
+        """The parts of all workers, or of all shards, in order."""
+        return [name for name in self._parts if name.startswith(f"{role}-")]
 
     def facts(self, name: str) -> dict[str, Any]:
         """The facts of part `name`."""
