@@ -1,9 +1,10 @@
 """Where a curve reaches a target, and the median of that over seeds. Used by time_to_bleu.py, product.py and ablation_summary.py.
 
-One validation jumps up and down by more than it rises near the end. So the target is reached where the mean of the last VALIDATIONS ones
-first becomes as good as the target (a BLEU not below it, a cross-entropy not above it): later than a single lucky validation would say.
-Between the validation where it is and the one before, words and seconds are interpolated linearly; the first mean of a curve has none
-before it and counts in full.
+One validation jumps up and down by more than it rises near the end. So the curve is smoothed: each VALIDATIONS validations in a row count
+as one point, whose metric, words and seconds are their means. The target is reached where the smoothed metric first becomes as good (a BLEU
+not below it, a cross-entropy not above it). Between two smoothed points words and seconds are interpolated linearly; the first one has none
+before it and counts in full. Where a window of validations stood for its end, every curve would reach the target one validation late,
+which makes a slow method look less slow.
 """
 
 from __future__ import annotations
@@ -26,13 +27,15 @@ def mean_of_last(curve: Sequence[Mapping[str, float]], metric: str = "bleu") -> 
 def crossing(curve: Sequence[Mapping[str, float]], target: float, metric: str = "bleu") -> dict[str, float] | None:
     """The `target_words` (and `seconds`, where the curve has them) at which `target` is reached; None when it never is."""
     sign = -1.0 if metric in LOWER_IS_BETTER else 1.0
-    mean = None
+    before: dict[str, float] | None = None
     for end in range(VALIDATIONS, len(curve) + 1):
-        before, mean = mean, mean_of_last(curve[:end], metric)
-        if mean is not None and sign * mean >= sign * target:
-            share = 1.0 if before is None else (target - before) / (mean - before)
-            last, here = curve[end - 2], curve[end - 1]
-            return {name: last[name] + share * (here[name] - last[name]) for name in ("target_words", "seconds") if name in here}
+        window = curve[end - VALIDATIONS : end]
+        names = [name for name in (metric, "target_words", "seconds") if name in window[0]]
+        here = {name: statistics.fmean(point[name] for point in window) for name in names}
+        if sign * here[metric] >= sign * target:
+            last, share = before or here, 1.0 if before is None else (target - before[metric]) / (here[metric] - before[metric])
+            return {name: last[name] + share * (value - last[name]) for name, value in here.items() if name != metric}
+        before = here
     return None
 
 

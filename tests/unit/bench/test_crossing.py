@@ -1,4 +1,4 @@
-"""Where a curve reaches its target: the mean of three validations counts, between the last two of them; and medians over seeds."""
+"""Where a curve reaches its target: the mean of three validations counts, at their middle; and medians over seeds."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ def curve(*bleu: float) -> list[dict[str, float]]:
 
 def test_one_lucky_validation_does_not_reach_the_target() -> None:
     assert crossing(curve(1, 9, 1, 2, 3), 5) is None
-    assert crossing(curve(1, 9, 1, 2, 6, 7, 9), 5) == {"target_words": 600, "seconds": 60.0}  # the means: 11/3, 4, 3, 5, ...
-    assert crossing(curve(1, 9, 1, 2, 6, 7, 9), 4.5) == {"target_words": 575, "seconds": 57.5}
-    assert crossing(curve(6, 6, 6), 5) == {"target_words": 300, "seconds": 30.0}, "the first mean has none before it"
+    assert crossing(curve(1, 9, 1, 2, 6, 7, 9), 5) == {"target_words": 500, "seconds": 50.0}  # the means: 11/3, 4, 3, 5, ...
+    assert crossing(curve(1, 9, 1, 2, 6, 7, 9), 4.5) == {"target_words": 475, "seconds": 47.5}
+    assert crossing(curve(6, 6, 6), 5) == {"target_words": 200, "seconds": 20.0}, "the first mean has none before it"
     assert crossing(curve(9, 9), 5) is None, "two validations have no mean of three"
 
 
@@ -34,8 +34,15 @@ def test_the_crossing_is_at_the_first_window_of_three_that_is_high_enough_or_sho
     high = [i for i in range(2, len(bleu)) if sum(bleu[i - 2 : i + 1]) >= 3 * target]
     assert (found is None) == (not high)
     if found:
-        assert (300 if high[0] == 2 else 100 * high[0]) <= found["target_words"] <= 100 * (high[0] + 1)
+        assert (200 if high[0] == 2 else 100 * (high[0] - 1)) <= found["target_words"] <= 100 * high[0]
         assert found["seconds"] == pytest.approx(found["target_words"] / 10)
+
+
+@given(st.integers(1, 50), st.integers(2, 30))
+def test_a_straight_line_is_crossed_where_it_is_whatever_the_validations(slope: int, every: int) -> None:
+    """Validations far apart make no curve look later than others."""
+    line = [{"target_words": float(words), "bleu": slope * words / 100} for words in range(every, 100 + 3 * every, every)]
+    assert crossing(line, slope) == {"target_words": pytest.approx(max(100.0, 2.0 * every))}
 
 
 @given(st.lists(st.integers(0, 100), min_size=3, max_size=20), st.integers(0, 99))

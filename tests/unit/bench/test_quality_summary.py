@@ -55,15 +55,15 @@ def product(*, delay: int = 1, **throughput: Any) -> Product:
 
 
 def test_the_product_is_words_of_virtual_time_by_words_per_second() -> None:
-    run, measured = planned("async", 2, 1), {"name": "a", "median_seconds": 36.0, "median_target_words": 3600.0}
+    run, measured = planned("async", 2, 1), {"name": "a", "median_seconds": 26.0, "median_target_words": 2600.0}
     summary = product().summary({"a": run}, [measured], 5.0)
     row = summary["product"][0]
-    assert row["words_to_target"] == 3500 and row["predicted_seconds"] == 35.0  # the seeds get there after 3000 and 4000 words
-    assert row["ratio"] == pytest.approx(36 / 35) == pytest.approx(row["words_ratio"] / row["rate_ratio"])
+    assert row["words_to_target"] == 2500 and row["predicted_seconds"] == 25.0  # the seeds get there after 2000 and 3000 words
+    assert row["ratio"] == pytest.approx(26 / 25) == pytest.approx(row["words_ratio"] / row["rate_ratio"])
     assert summary["checks"][0]["met"] is True
-    assert product().summary({"a": run}, [measured | {"median_seconds": 40.0}], 5.0)["checks"][0]["met"] is False
+    assert product().summary({"a": run}, [measured | {"median_seconds": 30.0}], 5.0)["checks"][0]["met"] is False
     simulated = product(compute="simulated").summary({"a": run}, [measured], 5.0)
-    assert simulated["product"][0]["predicted_seconds"] == 35.0 and simulated["checks"] == []
+    assert simulated["product"][0]["predicted_seconds"] == 25.0 and simulated["checks"] == []
     missed = product().summary({"a": run}, [measured], 6.0)
     assert missed["product"][0]["predicted_seconds"] is None and missed["checks"] == []
 
