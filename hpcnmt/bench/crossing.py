@@ -19,19 +19,24 @@ VALIDATIONS = 3
 LOWER_IS_BETTER = ("cross_entropy",)
 
 
+def _smoothed(curve: Sequence[Mapping[str, float]], metric: str) -> list[dict[str, float]]:
+    """Means of `metric`, words and (where there are any) seconds of every VALIDATIONS validations in a row."""
+    names = [name for name in (metric, "target_words", "seconds") if curve and name in curve[0]]
+    windows = [curve[end - VALIDATIONS : end] for end in range(VALIDATIONS, len(curve) + 1)]
+    return [{name: statistics.fmean(point[name] for point in window) for name in names} for window in windows]
+
+
 def mean_of_last(curve: Sequence[Mapping[str, float]], metric: str = "bleu") -> float | None:
     """What is compared with a target at the end of `curve`; None while it has too few validations."""
-    return statistics.fmean(point[metric] for point in curve[-VALIDATIONS:]) if len(curve) >= VALIDATIONS else None
+    means = _smoothed(curve, metric)
+    return means[-1][metric] if means else None
 
 
 def crossing(curve: Sequence[Mapping[str, float]], target: float, metric: str = "bleu") -> dict[str, float] | None:
     """The `target_words` (and `seconds`, where the curve has them) at which `target` is reached; None when it never is."""
     sign = -1.0 if metric in LOWER_IS_BETTER else 1.0
     before: dict[str, float] | None = None
-    for end in range(VALIDATIONS, len(curve) + 1):
-        window = curve[end - VALIDATIONS : end]
-        names = [name for name in (metric, "target_words", "seconds") if name in window[0]]
-        here = {name: statistics.fmean(point[name] for point in window) for name in names}
+    for here in _smoothed(curve, metric):
         if sign * here[metric] >= sign * target:
             last, share = before or here, 1.0 if before is None else (target - before[metric]) / (here[metric] - before[metric])
             return {name: last[name] + share * (value - last[name]) for name, value in here.items() if name != metric}
